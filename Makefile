@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine that has Python 3.11+ and make:
+#   make demo   a talking video from the example photo and voice
+#   make test   linters, types, tests
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+OUT ?= talking.mp4
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.base
+	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
+
+test: check
+	$(BIN)/pytest
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .out talking.mp4
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.base: $(BIN)/python pyproject.toml requirements/base.txt
+	$(BIN)/python -m pip install -q --require-hashes -r requirements/base.txt
+	$(BIN)/python -m pip install -q --no-deps -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.base requirements/dev.txt
+	$(BIN)/python -m pip install -q -r requirements/dev.txt
+	@touch $@

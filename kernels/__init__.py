@@ -1,0 +1,1 @@
+"""Triton kernels of the video transformer, each beside its plain-torch reference."""

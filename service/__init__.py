@@ -1,0 +1,1 @@
+"""What people and programs touch: command line, media in and out, API, jobs, workers and storage."""

@@ -1,0 +1,1 @@
+"""The `infinitetalk` command: one file a subcommand, gathered in `main`."""
