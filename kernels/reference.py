@@ -1,0 +1,180 @@
+"""Every operation in plain torch: the single truth that the kernels, their tests and the benches are held against.
+
+Arithmetic is fp32 (fp64 where an input is fp64), whatever the inputs' dtype; results come back in the first input's
+dtype unless a docstring says otherwise. Nothing here needs Triton or a GPU. Activations are unbatched and token-major,
+``[tokens, heads * head_dim]``, the layout a Linear writes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Explicit scores are made for this many elements at a time, so that the truth of a long sequence fits in memory.
+_SCORE_ELEMENTS = 1 << 24
+
+
+def _working_dtype(*tensors: Tensor | None) -> torch.dtype:
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def _split_heads(x: Tensor, num_heads: int, dtype: torch.dtype) -> Tensor:
+    """[..., L, H*D] -> [..., H, L, D]."""
+    return x.to(dtype).reshape(*x.shape[:-1], num_heads, -1).transpose(-3, -2)
+
+
+def _merge_heads(x: Tensor) -> Tensor:
+    """[..., H, L, D] -> [..., L, H*D]."""
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
+    """LN(x) * weight + bias over the last axis, [L, D] -> [L, D]; weight and bias are [D] or None."""
+    dtype = _working_dtype(x, weight, bias)
+    affine = [None if t is None else t.to(dtype) for t in (weight, bias)]
+    return F.layer_norm(x.to(dtype), x.shape[-1:], affine[0], affine[1], eps).to(x.dtype)
+
+
+def layer_norm_modulate(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, out_dtype: torch.dtype | None = None
+) -> Tensor:
+    """LN(x) * (1 + scale) + shift, [L, D] -> [L, D]; shift and scale are [D]. The adaptive norm of DiT (arXiv:2212.09748)."""
+    dtype = _working_dtype(x, shift, scale)
+    normed = F.layer_norm(x.to(dtype), x.shape[-1:], None, None, eps)
+    return (normed * (1 + scale.to(dtype)) + shift.to(dtype)).to(out_dtype or x.dtype)
+
+
+def residual_gate_norm(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """(x + gate * y, h): a gated residual and the next layer norm of it, both [L, D] in x's dtype.
+
+    h = (LN(x + gate * y) * weight + bias) * (1 + scale) + shift; whatever is None is left out. The norm reads the sum as
+    it is stored, rounded to x's dtype, so that h is what a separate norm of the returned sum would give.
+    """
+    dtype = _working_dtype(x, y, gate, weight, bias, shift, scale)
+    update = y.to(dtype) if gate is None else gate.to(dtype) * y.to(dtype)
+    total = (x.to(dtype) + update).to(x.dtype)
+    affine = [None if t is None else t.to(dtype) for t in (weight, bias)]
+    h = F.layer_norm(total.to(dtype), x.shape[-1:], affine[0], affine[1], eps)
+    if scale is not None:
+        h = h * (1 + scale.to(dtype))
+    if shift is not None:
+        h = h + shift.to(dtype)
+    return total, h.to(x.dtype)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axis, [L, D] -> [L, D] (arXiv:1910.07467)."""
+    dtype = _working_dtype(x, weight)
+    return (_rms(x.to(dtype), eps) * weight.to(dtype)).to(x.dtype)
+
+
+def _rms(x: Tensor, eps: float) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, num_heads: int) -> Tensor:
+    """Turn each pair (2i, 2i+1) of every head of x [L, H*D] by the angle whose cosine and sine are cos, sin [L, D/2]."""
+    even, odd = x.reshape(x.shape[0], num_heads, -1, 2).unbind(-1)
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
+    return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-3)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """RMS norm of q and k [L, H*D] over the full width, then interleaved rotary by cos, sin [L, D/2] in every head."""
+    dtype = _working_dtype(q, k, q_weight, k_weight, cos, sin)
+    cos, sin = cos.to(dtype), sin.to(dtype)
+
+    def one(x: Tensor, weight: Tensor) -> Tensor:
+        return _rotate(_rms(x.to(dtype), eps) * weight.to(dtype), cos, sin, num_heads).to(x.dtype)
+
+    return one(q, q_weight), one(k, k_weight)
+
+
+def rope_1d(x: Tensor, positions: Tensor, num_heads: int, theta: float = 1e4) -> Tensor:
+    """Interleaved rotary of x [L, H*D] at real positions [L]: pair i turns by position * theta^(-2i/D) (arXiv:2104.09864)."""
+    dtype = _working_dtype(x, positions)
+    head_dim = x.shape[-1] // num_heads
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=x.device, dtype=dtype) / head_dim)
+    angles = positions.to(dtype).unsqueeze(-1) * frequencies
+    return _rotate(x.to(dtype), angles.cos(), angles.sin(), num_heads).to(x.dtype)
+
+
+def gelu_tanh(x: Tensor) -> Tensor:
+    """GELU in its tanh form (arXiv:1606.08415), any shape."""
+    return F.gelu(x.to(_working_dtype(x)), approximate="tanh").to(x.dtype)
+
+
+def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Attention of [..., Lq, D] over [..., Lk, D]: the output and the natural log-sum-exp of the scaled scores [..., Lq]."""
+    rows = max(1, _SCORE_ELEMENTS // max(1, q.shape[:-2].numel() * k.shape[-2]))
+    outputs, lses = [], []
+    for start in range(0, q.shape[-2], rows):
+        part = q[..., start : start + rows, :]
+        scores = part @ k.transpose(-1, -2) * scale
+        lse = scores.logsumexp(-1)
+        outputs.append((scores - lse.unsqueeze(-1)).exp() @ v)
+        lses.append(lse)
+    return torch.cat(outputs, dim=-2), torch.cat(lses, dim=-1)
+
+
+def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """``attention`` and the log-sum-exp of each query's scaled scores, [H, Lq] in the working dtype, natural logarithm."""
+    dtype = _working_dtype(q, k, v)
+    qh, kh, vh = (_split_heads(x, num_heads, dtype) for x in (q, k, v))
+    out, lse = _softmax_attention(qh, kh, vh, qh.shape[-1] ** -0.5 if scale is None else scale)
+    return _merge_heads(out).to(q.dtype), lse
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
+    """Softmax attention of q [Lq, H*D] over k, v [Lk, H*D] -> [Lq, H*D]; scale is 1/sqrt(D) unless given."""
+    return attention_with_lse(q, k, v, num_heads, scale)[0]
+
+
+def text_image_attention(q: Tensor, k_text: Tensor, v_text: Tensor, k_image: Tensor, v_image: Tensor, num_heads: int) -> Tensor:
+    """attention(q, k_text, v_text) + attention(q, k_image, v_image): two separate softmaxes, summed. [Lq, H*D] -> [Lq, H*D]."""
+    dtype = _working_dtype(q, k_text, v_text, k_image, v_image)
+    q_wide = q.to(dtype)
+    return (attention(q_wide, k_text, v_text, num_heads) + attention(q_wide, k_image, v_image, num_heads)).to(q.dtype)
+
+
+def framewise_attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Attention in which each frame sees its own keys: q [T*S, H*D], k and v [T, K, H*D] -> [T*S, H*D]."""
+    dtype = _working_dtype(q, k, v)
+    frames = k.shape[0]
+    qh, kh, vh = (_split_heads(x, num_heads, dtype) for x in (q.reshape(frames, -1, q.shape[-1]), k, v))
+    out, _ = _softmax_attention(qh, kh, vh, qh.shape[-1] ** -0.5)
+    return _merge_heads(out).flatten(0, 1).to(q.dtype)
+
+
+def class_attention_map(q: Tensor, k: Tensor, masks: Tensor, num_heads: int) -> Tensor:
+    """How much each query attends to each class of keys: q [N, H*D], k [S, H*D], masks [C, S] -> [C, N] fp32.
+
+    Softmax over all S keys, the probabilities under each mask summed and divided by the mask's token count, mean over heads.
+    An empty mask gives zero. fp64 inputs give an fp64 map.
+    """
+    dtype = _working_dtype(q, k)
+    qh, kh = (_split_heads(x, num_heads, dtype) for x in (q, k))
+    classes = masks.to(dtype)
+    values = (classes / classes.sum(-1, keepdim=True).clamp(min=1)).t().expand(num_heads, -1, -1)
+    out, _ = _softmax_attention(qh, kh, values, qh.shape[-1] ** -0.5)
+    return out.mean(0).t().contiguous()
