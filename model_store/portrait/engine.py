@@ -1,0 +1,78 @@
+"""The embedded engine behind the contract: one photo, one voice, a plain CPU.
+
+Every frame is drawn from the photo and from dials that `performance` derives from the speech around that frame and from
+the seed. No frame depends on the one before, so a checkpoint needs no more than the number of the next chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import numpy as np
+
+from model_store.engine import (
+    Checkpoint,
+    Chunk,
+    Engine,
+    FrameSource,
+    OnProgress,
+    PerformanceRequest,
+    Plan,
+    Progress,
+    no_progress,
+)
+from model_store.errors import InfiniteTalkError
+from model_store.portrait.performance import Performer
+from model_store.portrait.render import Renderer
+from model_store.portrait.scene import prepare
+
+CHUNK_FRAMES = 72
+"""Frames a chunk, the same as the production engine hands on: 2.88 s."""
+
+
+class PortraitEngine(Engine):
+    """See the module."""
+
+    name: ClassVar[str] = "portrait"
+    version: ClassVar[int] = 1
+
+    def plan(self, request: PerformanceRequest) -> Plan:
+        return Plan(request.width, request.height, request.frames, CHUNK_FRAMES, CHUNK_FRAMES)
+
+    def stream(
+        self,
+        request: PerformanceRequest,
+        checkpoint: Checkpoint | None = None,
+        on_progress: OnProgress = no_progress,
+    ) -> Iterator[Chunk]:
+        if request.options:
+            raise InfiniteTalkError(
+                "option_unknown",
+                f"The portrait engine has no option {next(iter(request.options))!r}: leave it out, or choose another engine.",
+                param="options",
+            )
+        if isinstance(request.reference, FrameSource):
+            raise InfiniteTalkError(
+                "video_not_supported",
+                "The portrait engine animates pictures: send a picture, or choose an engine that can dub a video.",
+                param="video",
+            )
+        if checkpoint is not None:
+            self.require_own(checkpoint)
+        plan = self.plan(request)
+        first = checkpoint.next_chunk if checkpoint else 0
+        if first >= plan.chunks:
+            return
+        on_progress(Progress("prepare", first, 0, 1))
+        renderer = Renderer(prepare(request.reference, request.width, request.height))
+        performer = Performer(request.speech, seed=request.seed, expressiveness=request.expressiveness)
+        for index in range(first, plan.chunks):
+            start, stop = plan.span(index)
+            on_progress(Progress("listen", index, 0, stop - start))
+            dials = performer.perform(start, stop)
+            frames = np.empty((stop - start, request.height, request.width, 3), np.uint8)
+            for frame in range(stop - start):
+                frames[frame] = renderer.draw(dials, frame)
+                on_progress(Progress("perform", index, frame + 1, stop - start))
+            yield Chunk(index, start, frames, Checkpoint(self.name, self.version, index + 1))
