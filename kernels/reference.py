@@ -29,20 +29,42 @@ def _merge_heads(x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
+def affine_modulated_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shift: Tensor | None, scale: Tensor | None, eps: float
+) -> Tensor:
+    """(LN(x) * weight + bias) * (1 + scale) + shift over the last axis, in the working dtype; what is None is left out."""
+    dtype = _working_dtype(x, weight, bias, shift, scale)
+    affine = [None if t is None else t.to(dtype) for t in (weight, bias)]
+    h = F.layer_norm(x.to(dtype), x.shape[-1:], affine[0], affine[1], eps)
+    if scale is not None:
+        h = h * (1 + scale.to(dtype))
+    return h if shift is None else h + shift.to(dtype)
+
+
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float = 1e-6) -> Tensor:
     """LN(x) * weight + bias over the last axis, [L, D] -> [L, D]; weight and bias are [D] or None."""
-    dtype = _working_dtype(x, weight, bias)
-    affine = [None if t is None else t.to(dtype) for t in (weight, bias)]
-    return F.layer_norm(x.to(dtype), x.shape[-1:], affine[0], affine[1], eps).to(x.dtype)
+    return affine_modulated_norm(x, weight, bias, None, None, eps).to(x.dtype)
 
 
 def layer_norm_modulate(
     x: Tensor, shift: Tensor, scale: Tensor, eps: float = 1e-6, *, out_dtype: torch.dtype | None = None
 ) -> Tensor:
     """LN(x) * (1 + scale) + shift, [L, D] -> [L, D]; shift and scale are [D]. The adaptive norm of DiT (arXiv:2212.09748)."""
-    dtype = _working_dtype(x, shift, scale)
-    normed = F.layer_norm(x.to(dtype), x.shape[-1:], None, None, eps)
-    return (normed * (1 + scale.to(dtype)) + shift.to(dtype)).to(out_dtype or x.dtype)
+    return affine_modulated_norm(x, None, None, shift, scale, eps).to(out_dtype or x.dtype)
+
+
+def layer_norm_quantised(
+    x: Tensor,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float = 1e-6,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> tuple[Tensor, Tensor]:
+    """``quantise_rows`` of the layer norm, affine and/or modulated: [L, D] -> values [L, D], row scales [L, 1]."""
+    return quantise_rows(affine_modulated_norm(x, weight, bias, shift, scale, eps), dtype)
 
 
 def residual_gate_norm(
@@ -61,16 +83,31 @@ def residual_gate_norm(
     h = (LN(x + gate * y) * weight + bias) * (1 + scale) + shift; whatever is None is left out. The norm reads the sum as
     it is stored, rounded to x's dtype, so that h is what a separate norm of the returned sum would give.
     """
-    dtype = _working_dtype(x, y, gate, weight, bias, shift, scale)
+    total = _gated_sum(x, y, gate)
+    return total, affine_modulated_norm(total, weight, bias, shift, scale, eps).to(x.dtype)
+
+
+def residual_gate_norm_quantised(
+    x: Tensor,
+    y: Tensor,
+    gate: Tensor | None,
+    *,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+    eps: float = 1e-6,
+    dtype: torch.dtype = torch.float8_e4m3fn,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``residual_gate_norm`` with ``quantise_rows`` of its norm: sum [L, D], values [L, D], row scales [L, 1]."""
+    total = _gated_sum(x, y, gate)
+    return (total, *quantise_rows(affine_modulated_norm(total, weight, bias, shift, scale, eps), dtype))
+
+
+def _gated_sum(x: Tensor, y: Tensor, gate: Tensor | None) -> Tensor:
+    dtype = _working_dtype(x, y, gate)
     update = y.to(dtype) if gate is None else gate.to(dtype) * y.to(dtype)
-    total = (x.to(dtype) + update).to(x.dtype)
-    affine = [None if t is None else t.to(dtype) for t in (weight, bias)]
-    h = F.layer_norm(total.to(dtype), x.shape[-1:], affine[0], affine[1], eps)
-    if scale is not None:
-        h = h * (1 + scale.to(dtype))
-    if shift is not None:
-        h = h + shift.to(dtype)
-    return total, h.to(x.dtype)
+    return (x.to(dtype) + update).to(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
@@ -110,18 +147,44 @@ def qk_norm_rope(
     return one(q, q_weight), one(k, k_weight)
 
 
+def rope_tables(positions: Tensor, head_dim: int, theta: float = 1e4) -> tuple[Tensor, Tensor]:
+    """cos and sin [L, head_dim/2] of positions [L]: pair i turns by position * theta^(-2i/head_dim) (arXiv:2104.09864)."""
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=positions.device, dtype=positions.dtype) / head_dim)
+    angles = positions.unsqueeze(-1) * frequencies
+    return angles.cos(), angles.sin()
+
+
 def rope_1d(x: Tensor, positions: Tensor, num_heads: int, theta: float = 1e4) -> Tensor:
-    """Interleaved rotary of x [L, H*D] at real positions [L]: pair i turns by position * theta^(-2i/D) (arXiv:2104.09864)."""
+    """Interleaved rotary of x [L, H*D] at real positions [L], the same in every head -> [L, H*D]."""
     dtype = _working_dtype(x, positions)
-    head_dim = x.shape[-1] // num_heads
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=x.device, dtype=dtype) / head_dim)
-    angles = positions.to(dtype).unsqueeze(-1) * frequencies
-    return _rotate(x.to(dtype), angles.cos(), angles.sin(), num_heads).to(x.dtype)
+    cos, sin = rope_tables(positions.to(dtype), x.shape[-1] // num_heads, theta)
+    return _rotate(x.to(dtype), cos, sin, num_heads).to(x.dtype)
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
     """GELU in its tanh form (arXiv:1606.08415), any shape."""
     return F.gelu(x.to(_working_dtype(x)), approximate="tanh").to(x.dtype)
+
+
+def gelu_tanh_quantised(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """``quantise_rows`` of ``gelu_tanh``: [L, D] -> values [L, D], row scales [L, 1]."""
+    return quantise_rows(F.gelu(x.to(_working_dtype(x)), approximate="tanh"), dtype)
+
+
+# The largest magnitude that quantisation uses; -128 is left out so that int8 is symmetric.
+LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+
+
+def to_eight_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round x, already scaled into range, to int8 (half to even) or fp8 e4m3."""
+    return (x.round() if dtype == torch.int8 else x).to(dtype)
+
+
+def quantise_rows(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> tuple[Tensor, Tensor]:
+    """x [L, D] in 8 bits: values [L, D] int8 or fp8 e4m3, row scales [L, 1] fp32 = max|row| / largest; x ~ values * scales."""
+    wide = x.to(_working_dtype(x))
+    scales = wide.abs().amax(-1, keepdim=True).clamp(min=1e-12) / LARGEST[dtype]
+    return to_eight_bits(wide / scales, dtype), scales.float()
 
 
 def _softmax_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

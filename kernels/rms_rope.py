@@ -1,0 +1,199 @@
+"""RMS norm over the full width and interleaved rotary position, together or alone, on one tensor or on q and k in one launch.
+
+    normed = x / sqrt(mean(x^2) + eps) * weight                       over all heads * head_dim channels, before the head split
+    (out[2i], out[2i+1]) = rotate((normed[2i], normed[2i+1]), angle)  in every head, cos and sin given per token and pair
+
+One program a row and tensor, the row in registers, fp32 arithmetic; a pair is neighbours in one thread's registers, so the
+rotation moves nothing. Bytes: 2X a tensor (4X for q and k) plus 512 bytes of cos and sin a row; the floor is that over the
+memory's bandwidth.
+"""
+
+from __future__ import annotations
+
+from typing import no_type_check
+
+from torch import Tensor
+
+from kernels import reference
+from kernels._operation import operation, room
+from kernels._rows import contiguous_channels, cut_row, read_part, require_rows, write_part
+from kernels._triton import jit, launch, tl
+from kernels.dispatch import architecture, runs_plain, use_triton
+from kernels.settings import launch_settings
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight: x [L, D], weight [D] -> [L, D] in x's dtype."""
+    return reference.rms_norm(x, weight, eps) if runs_plain(x) else _rms_norm_op(x, weight, eps)
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    num_heads: int,
+    eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:
+    """RMS norm of q and k [L, H*D] over the full width, then rotary by cos, sin [L, D/2] in every head -> (q, k)."""
+    if runs_plain(q):
+        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
+    return _qk_norm_rope_op(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
+
+
+def rope_1d(x: Tensor, positions: Tensor, num_heads: int, theta: float = 1e4) -> Tensor:
+    """Interleaved rotary of x [L, H*D] at real positions [L]: pair i turns by position * theta^(-2i/D) -> [L, H*D]."""
+    return reference.rope_1d(x, positions, num_heads, theta) if runs_plain(x) else _rope_1d_op(x, positions, num_heads, theta)
+
+
+@jit
+@no_type_check
+def _rotated(values, cos, sin, columns_of_pairs, pairs, width, PART: tl.constexpr, RAGGED: tl.constexpr):
+    even, odd = tl.split(tl.reshape(values, [PART // 2, 2]))
+    pair = columns_of_pairs % pairs
+    c = tl.load(cos + pair).to(tl.float32)
+    s = tl.load(sin + pair).to(tl.float32)
+    return tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), [PART])
+
+
+@jit
+@no_type_check
+def _rms_rope_kernel(
+    q,
+    k,
+    q_weight,
+    k_weight,
+    cos,
+    sin,
+    q_out,
+    k_out,
+    q_stride,
+    k_stride,
+    table_stride,
+    pairs,
+    width,
+    eps,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    if tl.program_id(1) == 0:
+        _one_row(
+            q + row * q_stride, q_weight, cos, sin, q_out + row * width, row, table_stride, pairs, width, eps, HEAD, TAIL, RAGGED
+        )
+    elif k is not None:
+        _one_row(
+            k + row * k_stride, k_weight, cos, sin, k_out + row * width, row, table_stride, pairs, width, eps, HEAD, TAIL, RAGGED
+        )
+
+
+@jit
+@no_type_check
+def _one_row(
+    x,
+    weight,
+    cos,
+    sin,
+    out,
+    row,
+    table_stride,
+    pairs,
+    width,
+    eps,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    head_columns = tl.arange(0, HEAD)
+    head = read_part(x, head_columns, width, False)
+    if TAIL > 0:
+        tail_columns = HEAD + tl.arange(0, TAIL)
+        tail = read_part(x, tail_columns, width, RAGGED)
+    if weight is not None:
+        squares = tl.sum(head * head, 0)
+        if TAIL > 0:
+            squares += tl.sum(tail * tail, 0)
+        rstd = tl.rsqrt(squares / width + eps)
+        head = head * rstd * read_part(weight, head_columns, width, False)
+        if TAIL > 0:
+            tail = tail * rstd * read_part(weight, tail_columns, width, RAGGED)
+    if cos is not None:
+        cos += row * table_stride
+        sin += row * table_stride
+        head = _rotated(head, cos, sin, tl.arange(0, HEAD // 2), pairs, width, HEAD, False)
+        if TAIL > 0:
+            tail = _rotated(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), pairs, width, TAIL, RAGGED)
+    write_part(out, head_columns, head, width, False)
+    if TAIL > 0:
+        write_part(out, tail_columns, tail, width, RAGGED)
+
+
+def _start(
+    tensors: list[tuple[Tensor, Tensor | None]], cos: Tensor | None, sin: Tensor | None, num_heads: int, eps: float
+) -> list[Tensor]:
+    """Run the kernel on one or two (tensor, norm weight) of the same shape."""
+    inputs = [contiguous_channels(x) for x, _ in tensors]
+    for x in inputs:
+        require_rows("q and k", x)
+    length, width = inputs[0].shape
+    if any(x.shape != inputs[0].shape for x in inputs):
+        raise ValueError(f"q and k differ in shape: {[tuple(x.shape) for x in inputs]}")
+    if width % (2 * num_heads):
+        raise ValueError(f"{width} channels do not split into {num_heads} heads of pairs")
+    pairs = width // num_heads // 2
+    tables = [None if t is None else t.contiguous() for t in (cos, sin)]
+    if any(t is not None and t.shape != (length, pairs) for t in tables):
+        raise ValueError(f"cos and sin must be [{length}, {pairs}]")
+    arch = architecture(inputs[0])
+    assert arch is not None
+    outputs = [room(x) for x in inputs]
+    weights = [None if w is None else w.contiguous() for _, w in tensors]
+    second = len(inputs) > 1
+    launch(
+        _rms_rope_kernel,
+        (length, len(inputs)),
+        inputs[0],
+        inputs[1] if second else None,
+        weights[0],
+        weights[1] if second else None,
+        *tables,
+        outputs[0],
+        outputs[1] if second else None,
+        inputs[0].stride(0),
+        inputs[1].stride(0) if second else 0,
+        pairs,
+        pairs,
+        width,
+        eps,
+        **cut_row(width),
+        num_warps=launch_settings("rms_rope", arch).num_warps,
+    )
+    return outputs
+
+
+@operation("rms_norm", fake=lambda x, *_: room(x))
+def _rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    if not use_triton("rms_norm", x, setting="rms_rope"):
+        return reference.rms_norm(x, weight, eps)
+    return _start([(x, weight)], None, None, 1, eps)[0]
+
+
+@operation("qk_norm_rope", fake=lambda q, k, *_: (room(q), room(k)))
+def _qk_norm_rope_op(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, num_heads: int, eps: float
+) -> tuple[Tensor, Tensor]:
+    if not use_triton("qk_norm_rope", q, setting="rms_rope"):
+        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
+    outputs = _start([(q, q_weight), (k, k_weight)], cos, sin, num_heads, eps)
+    return outputs[0], outputs[1]
+
+
+@operation("rope_1d", fake=lambda x, *_: room(x))
+def _rope_1d_op(x: Tensor, positions: Tensor, num_heads: int, theta: float) -> Tensor:
+    if not use_triton("rope_1d", x, setting="rms_rope"):
+        return reference.rope_1d(x, positions, num_heads, theta)
+    cos, sin = reference.rope_tables(positions.float(), x.shape[-1] // num_heads, theta)
+    return _start([(x, None)], cos, sin, num_heads, 0.0)[0]

@@ -1,0 +1,41 @@
+"""What counts as close: the rules that the interpreted tests share."""
+
+import torch
+from torch import Tensor
+
+# Half a step of the type, which one rounding costs, and a little for fp32 arithmetic that lands on the other side of a tie.
+_STEP = {torch.float32: 2e-6, torch.float16: 1.02 * 2**-11, torch.bfloat16: 1.02 * 2**-8}
+
+
+def assert_rounds_to(got: Tensor, exact: Tensor, *, slack: float = 1e-5) -> None:
+    """``got`` is the fp64 truth after one rounding to its dtype, give or take fp32 arithmetic in between."""
+    assert got.shape == exact.shape
+    assert torch.isfinite(got).all() == torch.isfinite(exact).all()
+    error = (got.double() - exact).abs()
+    allowed = exact.abs() * _STEP[got.dtype] + slack
+    wrong = error > allowed
+    assert not wrong.any(), f"{got[wrong][:3].tolist()} instead of {exact[wrong][:3].tolist()} in {got.dtype}"
+
+
+def assert_quantises(values: Tensor, scales: Tensor, exact: Tensor) -> None:
+    """values * scales is the fp64 truth to one step of the 8-bit type, and the scales use the whole range."""
+    assert scales.shape == (exact.shape[0], 1)
+    assert scales.dtype == torch.float32
+    restored = values.double() * scales.double()
+    if values.dtype == torch.int8:
+        allowed = 0.51 * scales.double() + exact.abs() * 1e-5
+        assert (values.int().abs().amax(-1) == 127)[exact.abs().amax(-1) > 1e-6].all()
+    else:
+        # e4m3 has 3 bits of mantissa, so half a step is 2^-4; its smallest step is 2^-9.
+        allowed = 1.01 * torch.maximum(exact.abs() * 2**-4, scales.double() * 2**-10)
+    assert ((restored - exact).abs() <= allowed).all()
+
+
+def relative_l1(got: Tensor, exact: Tensor) -> float:
+    """Sum of |error| over sum of |truth|."""
+    return float((got.double() - exact).abs().sum() / exact.abs().sum())
+
+
+def cosine(got: Tensor, exact: Tensor) -> float:
+    """Cosine of the two tensors as vectors."""
+    return float(torch.nn.functional.cosine_similarity(got.double().flatten(), exact.flatten(), dim=0))

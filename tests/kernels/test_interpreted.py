@@ -1,0 +1,23 @@
+"""Every kernel's arithmetic, run by Triton's interpreter on the CPU in a process of its own."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed (extra: gpu)")
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed (extra: gpu)")
+def test_kernels_agree_with_the_reference_under_the_interpreter() -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment.pop("INFINITETALK_KERNELS", None)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", str(HERE / "interpreted")]
+    run = subprocess.run(
+        command, cwd=HERE.parent.parent, env=environment, check=False, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, f"{run.stdout[-6000:]}\n{run.stderr[-2000:]}"
