@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from model_store.portrait.channels import Channels
 from model_store.portrait.face import Face
-from model_store.portrait.geometry import smoothstep
+from model_store.portrait.geometry import Grid, smoothstep
 from model_store.portrait.matte import Plane
 from model_store.portrait.spline import interpolate
 
@@ -33,11 +33,8 @@ class BodyMotion:
     def __init__(self, face: Face, matte: Plane) -> None:
         height, width = matte.shape
         self._unit = unit = face.width
-        columns, rows = width // STEP + 2, height // STEP + 2
-        x, y = np.meshgrid(np.arange(columns, dtype=np.float32) * STEP, np.arange(rows, dtype=np.float32) * STEP)
-        self._nodes = np.stack([x, y], -1)
-        x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
-        self._pixels = np.stack([x, y], -1)
+        self._grid = Grid((0, 0, width, height), STEP)
+        self._nodes = self._grid.nodes
         points = face.points
         chin, forehead = points[152, :2], points[10, :2]
         down = (chin - forehead) / np.linalg.norm(chin - forehead)
@@ -60,7 +57,7 @@ class BodyMotion:
         # The torso turns about the hips; far from the person, and at them, nothing moves.
         hips = chin_along + 3.2
         person = cv2.GaussianBlur(cv2.dilate(matte, np.ones((3, 3)), iterations=round(0.1 * unit)), (0, 0), 0.12 * unit)
-        person = cv2.resize(person, (columns, rows), interpolation=cv2.INTER_AREA)
+        person = cv2.remap(person, self._nodes, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
         near = (1 - smoothstep(1.6, 3.2, np.abs(across))) * person
         self._torso_weight = (np.clip((hips - along) / (hips - chin_along), 0, 1.1) * near).astype(np.float32)
         self._breath_weight = (
@@ -121,13 +118,8 @@ class BodyMotion:
     def backward(self, dials: Channels, frame: int) -> Field:
         """A sampling map for ``cv2.remap``: for every output pixel, where in the picture the person is to be looked up."""
         forward = self.forward(dials, frame)
-        base = self._nodes / np.float32(STEP)
-        source = base
+        source = self._nodes
         for _ in range(3):  # fixed point of s = p - D(s); D's slope stays below 0.3, so three rounds leave < 3% of it
-            there = cv2.remap(forward, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            source = base - there / np.float32(STEP)
-        offset = (source - base) * np.float32(STEP)
-        height, width = self._pixels.shape[:2]
-        spread = np.array([[STEP, 0, 0], [0, STEP, 0]], np.float32)
-        full = cv2.warpAffine(offset, spread, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        return cv2.add(full, self._pixels)
+            there = cv2.remap(forward, self._grid.index(source), None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+            source = self._nodes - there
+        return self._grid.look(source - self._nodes)

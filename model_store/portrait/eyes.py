@@ -80,18 +80,19 @@ class Eye:
         dark = lashes[np.argsort(lashes.sum(1))[: max(1, len(lashes) // 6)]] if len(lashes) else np.full((1, 3), 40.0)
         self._lash = np.minimum(dark.mean(0), 0.55 * skin.mean((0, 1))).astype(np.float32)
 
-    def paint(self, frame: NDArray[np.uint8], blink: float, gaze_x: float, gaze_y: float) -> None:
-        """Draw the eye into ``frame`` (uint8 ``[H, W, 3]``, the whole frame), in place.
+    def paint(self, face: NDArray[np.uint8], origin: tuple[int, int], blink: float, gaze_x: float, gaze_y: float) -> None:
+        """Draw the eye in place.
 
         Args:
-            frame: with the eye as photographed.
+            face: uint8 ``[h, w, 3]``, a part of the frame that holds the eye as photographed.
+            origin: the frame's pixel at its left top.
             blink: 0 open .. 1 shut.
             gaze_x, gaze_y: -1..1 of the largest glance.
         """
         if blink < 0.01 and abs(gaze_x) < 0.02 and abs(gaze_y) < 0.02:
             return
         left, top, right, bottom = self.box
-        view = frame[top:bottom, left:right]
+        view = face[top - origin[1] : bottom - origin[1], left - origin[0] : right - origin[0]]
         patch = view.astype(np.float32)
         if blink < 0.97:
             travel = GLANCE * (gaze_x * self._right + 0.6 * gaze_y * self._down)

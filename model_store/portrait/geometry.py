@@ -35,3 +35,36 @@ def coverage(outline: NDArray[np.floating], box: Box) -> NDArray[np.floating]:
 def blurred(value: NDArray[np.floating], sigma: float) -> NDArray[np.floating]:
     """Gaussian blur; a ``sigma`` too small to matter returns the value itself."""
     return cv2.GaussianBlur(value, (0, 0), sigma) if sigma > 0.2 else value
+
+
+class Grid:
+    """Coarse nodes over a box, placed so that ``cv2.resize`` is exact bilinear interpolation between them.
+
+    Args:
+        box: the pixels covered.
+        step: distance between nodes, in pixels.
+    """
+
+    def __init__(self, box: Box, step: int) -> None:
+        left, top, right, bottom = box
+        self._step = step
+        self._size = (right - left, bottom - top)
+        columns, rows = -(-self._size[0] // step) + 1, -(-self._size[1] // step) + 1
+        # resize puts the centre of node i at (i + 0.5) * step - 0.5.
+        x = (np.arange(columns, dtype=np.float32) + 0.5) * step - 0.5 + left
+        y = (np.arange(rows, dtype=np.float32) + 0.5) * step - 0.5 + top
+        self.nodes = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+        """``[rows, columns, 2]`` positions as (x, y) in the frame's pixels."""
+        x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)
+        self._pixels = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+
+    def index(self, positions: NDArray[np.floating]) -> NDArray[np.floating]:
+        """Places of ``[..., 2]`` positions among the nodes, for sampling a field with ``cv2.remap``."""
+        return (positions - self.nodes[0, 0]) / np.float32(self._step)
+
+    def look(self, offsets: NDArray[np.floating]) -> NDArray[np.floating]:
+        """A sampling map ``[h, w, 2]`` in the frame's pixels from displacements ``[rows, columns, 2]`` at the nodes."""
+        rows, columns = offsets.shape[:2]
+        width, height = self._size
+        full = cv2.resize(offsets, (columns * self._step, rows * self._step), interpolation=cv2.INTER_LINEAR)
+        return cv2.add(np.ascontiguousarray(full[:height, :width]), self._pixels)

@@ -120,69 +120,76 @@ class Mouth:
         merged = share * self._image + (1 - share) * np.minimum(painted, 1.1 * colour)
         return merged.astype(np.float32), np.maximum(covered, share[..., 0]).astype(np.float32)
 
-    def paint(self, skin: Colour, targets: Targets, dials: Channels, frame: int) -> Colour:
+    def paint(self, skin: Picture, targets: Targets, dials: Channels, frame: int) -> Picture:
         """Lay the mouth's interior and the lips' own shadows over the warped skin.
 
         Args:
-            skin: float32 ``[h, w, 3]`` of the box, lips already in place.
+            skin: uint8 ``[h, w, 3]`` of the box, lips already in place; changed in place.
             targets: where the lips are.
             dials, frame: the performance.
         """
         unit = self._unit
         upper, lower = _smooth(targets.inner_upper), _smooth(targets.inner_lower)
-        gap = (lower - upper) @ self._controls.down / unit
-        widest = float(gap.max())
-        seam = (upper + lower) / 2
-        mask = np.zeros(skin.shape[:2], np.float32)
+        widest = float(((lower - upper) @ self._controls.down).max()) / unit
+        # Only the opening and what its shadow reaches is touched.
+        left, top, right, bottom = self._box
+        around = np.concatenate([upper, lower])
+        reach = 0.045 * unit + 3
+        low = np.clip(np.floor(around.min(0) - reach), (left, top), (right, bottom)).astype(int)
+        high = np.clip(np.ceil(around.max(0) + reach), (left, top), (right, bottom)).astype(int)
+        box = (int(low[0]), int(low[1]), int(high[0]), int(high[1]))
+        part = (slice(box[1] - top, box[3] - top), slice(box[0] - left, box[2] - left))
+        near = skin[part].astype(np.float32)
+
+        mask = np.zeros(near.shape[:2], np.float32)
         if widest > 0.001:
             # The edge of a lip is as soft as the photo is.
-            mask = blurred(coverage(np.concatenate([upper, lower[::-1]]), self._box), 0.35 * self._blur)
+            mask = blurred(coverage(np.concatenate([upper, lower[::-1]]), box), 0.35 * self._blur)
         # Lips roll inwards: they darken towards the opening, and meet in a soft dark line when they close.
+        seam = (upper + lower) / 2
         normal = self._controls.down * np.float32(0.5 * max(0.008 * unit, 0.8))
-        line = blurred(coverage(np.concatenate([seam - normal, (seam + normal)[::-1]]), self._box), 0.4 * self._blur)
+        line = blurred(coverage(np.concatenate([seam - normal, (seam + normal)[::-1]]), box), 0.4 * self._blur)
         closed = 1 - min(1.0, max(widest, 0.0) / 0.03)
         shadow = blurred(np.maximum(mask, 0.4 * line), max(0.6, 0.011 * unit))
-        skin = skin * (1 - 0.36 * shadow)[..., None]
+        near *= (1 - 0.36 * shadow)[..., None]
         seam_alpha = (0.7 * closed * line)[..., None]
-        skin = skin * (1 - seam_alpha) + self._seam * seam_alpha
-        if widest <= 0.001:
-            return skin.astype(np.float32)
+        near += (self._seam - near) * seam_alpha
+        if widest > 0.001:
+            near += (self._interior(dials, frame, mask, part) - near) * mask[..., None]
+        skin[part] = np.clip(near + 0.5, 0, 255).astype(np.uint8)
+        return skin
 
-        inside = self._interior(dials, frame, mask)
-        alpha = mask[..., None]
-        return (skin * (1 - alpha) + inside * alpha).astype(np.float32)
-
-    def _interior(self, dials: Channels, frame: int, mask: Plane) -> Colour:
+    def _interior(self, dials: Channels, frame: int, mask: Plane, part: tuple[slice, slice]) -> Colour:
+        """What lies behind the lips in ``part`` of the box, front to back shaded by the opening ``mask``."""
         unit = self._unit
         jaw, tongue = float(dials.jaw[frame]), float(dials.tongue[frame])
         drop = GAP_OF_JAW * 0.84 * jaw
-        light = self._light[..., None]
-        deep = smoothstep(0.0, max(0.02, drop), self._level)[..., None]
+        light = self._light[part][..., None]
+        level, along = self._level[part], self._along[part]
+        deep = smoothstep(0.0, max(0.02, drop), level)[..., None]
         colour = self._cavity * light * (0.55 + 0.75 * deep)
 
         lower_rgb, lower_alpha = self._lower
         shift = drop * unit * self._controls.down
-        move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
+        move = np.array([[1, 0, shift[0] - part[1].start], [0, 1, shift[1] - part[0].start]], np.float32)
         size = (mask.shape[1], mask.shape[0])
         rgb = cv2.warpAffine(lower_rgb, move, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        coverage = cv2.warpAffine(lower_alpha, move, size, flags=cv2.INTER_LINEAR)[..., None]
-        colour = colour * (1 - coverage) + rgb * coverage
+        covered = cv2.warpAffine(lower_alpha, move, size, flags=cv2.INTER_LINEAR)[..., None]
+        colour += (rgb - colour) * covered
 
         top = drop * (0.55 - 0.5 * tongue) + 0.01
-        arch = top + 0.35 * (np.abs(self._along) * 0.19) ** 2 / 0.08
-        body = smoothstep(-0.012, 0.02, self._level - arch) * (1 - smoothstep(0.5, 0.85, np.abs(self._along)))
-        groove = 1 - 0.14 * np.exp(-((self._along / 0.08) ** 2))
-        lit = (0.6 + 0.45 * smoothstep(0.0, 0.05, self._level - arch)) * groove
-        colour = colour * (1 - body[..., None]) + self._tongue * light * lit[..., None] * body[..., None]
+        below = level - (top + 0.35 * (along * 0.19) ** 2 / 0.08)
+        body = smoothstep(-0.012, 0.02, below) * (1 - smoothstep(0.5, 0.85, np.abs(along)))
+        groove = 1 - 0.14 * np.exp(-((along / 0.08) ** 2))
+        lit = (0.6 + 0.45 * smoothstep(0.0, 0.05, below)) * groove
+        colour += (self._tongue * light * lit[..., None] - colour) * body[..., None]
         # The lips shade what lies behind them, the upper one most; the teeth stand in front and are shaded least.
         sky = blurred(mask, max(0.8, 0.02 * unit))
         below_lip = blurred(np.roll(mask, round(0.016 * unit), axis=0), max(0.8, 0.01 * unit))
-        colour = colour * (0.42 + 0.3 * sky + 0.28 * below_lip)[..., None]
-        upper_rgb, upper_alpha = self._upper
-        upper_alpha = upper_alpha[..., None]
-        return (colour * (1 - upper_alpha) + upper_rgb * (0.58 + 0.22 * sky + 0.2 * below_lip)[..., None] * upper_alpha).astype(
-            np.float32
-        )
+        colour *= (0.42 + 0.3 * sky + 0.28 * below_lip)[..., None]
+        upper_rgb, upper_alpha = self._upper[0][part], self._upper[1][part][..., None]
+        colour += (upper_rgb * (0.58 + 0.22 * sky + 0.2 * below_lip)[..., None] - colour) * upper_alpha
+        return colour
 
 
 def _smooth(line: Points) -> Points:

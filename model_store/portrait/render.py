@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from model_store.engine import Picture
 from model_store.portrait.body import BodyMotion
 from model_store.portrait.channels import Channels
 from model_store.portrait.eyes import eyes
-from model_store.portrait.geometry import Box, coverage, smoothstep
+from model_store.portrait.geometry import Box, Grid, coverage, smoothstep
 from model_store.portrait.lips import FaceControls, Targets
 from model_store.portrait.mouth import Mouth
 from model_store.portrait.scene import Scene
@@ -28,49 +29,54 @@ class Renderer:
         self._face = _box(sources.min(0) - 0.25 * unit, sources.max(0) + 0.15 * unit, width, height)
         reach = np.abs(controls.right) * 0.42 * unit + np.abs(controls.down) * 0.42 * unit
         self._mouth_box = _box(controls.centre - reach, controls.centre + reach, width, height)
-        self._face_warp = _Warp(self._face, unit)
-        self._mouth_warp = _Warp(self._mouth_box, unit)
+        self._face_warp = _Warp(self._face, unit, 26)
+        self._mouth_warp = _Warp(self._mouth_box, unit, 40)
         self._mouth = Mouth(scene.image, controls, self._mouth_box, scene.blur)
         self._eyes = eyes(scene.image, scene.face, scene.blur)
         self._body = BodyMotion(scene.face, layers.matte)
-        self._foreground = np.clip(layers.foreground + 0.5, 0, 255).astype(np.uint8)
         self._background = np.clip(layers.background + 0.5, 0, 255).astype(np.uint8)
-        self._matte = np.round(layers.matte * 255).astype(np.uint8)
-        self._person = np.dstack([self._foreground, self._matte])
+        foreground = np.clip(layers.foreground + 0.5, 0, 255).astype(np.uint8)
+        matte = np.round(layers.matte * 255).astype(np.uint8)
+        self._person = np.dstack([foreground, matte])
+        left, top, right, bottom = self._face
+        self._photo_face = foreground[top:bottom, left:right].copy()
+        self._cut = _last_cut_row(matte)
 
     def draw(self, dials: Channels, frame: int) -> Picture:
         """Frame number ``frame`` of ``dials``, RGB uint8 ``[H, W, 3]``."""
-        person = self._express(dials, frame)
+        left, top, right, bottom = self._face
+        self._person[top:bottom, left:right, :3] = self._express(dials, frame)
         look = self._body.backward(dials, frame)
-        moved = cv2.remap(person, look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-        matte = cv2.cvtColor(moved[..., 3], cv2.COLOR_GRAY2RGB)
-        rgb = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
-        front = cv2.multiply(rgb, matte, scale=1 / 255)
-        behind = cv2.multiply(self._background, cv2.bitwise_not(matte), scale=1 / 255)
-        return cv2.add(front, behind)
+        moved = cv2.remap(self._person, look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        picture = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
+        # Only head and shoulders are cut out of the scene; below, the picture is one piece.
+        cut = self._cut
+        matte = cv2.cvtColor(cv2.extractChannel(moved[:cut], 3), cv2.COLOR_GRAY2RGB)
+        front = cv2.multiply(picture[:cut], matte, scale=1 / 255)
+        behind = cv2.multiply(self._background[:cut], cv2.bitwise_not(matte), scale=1 / 255)
+        cv2.add(front, behind, dst=picture[:cut])
+        return picture
 
     def _express(self, dials: Channels, frame: int) -> Picture:
-        """The person with the frame's expression, in the photo's pose: RGBA ``[H, W, 4]``."""
-        rgb = self._foreground.copy()
+        """The face's box with the frame's expression, in the photo's pose, RGB uint8 ``[h, w, 3]``."""
+        left, top = self._face[:2]
+        rgb = self._photo_face.copy()
+        blink, gaze_x, gaze_y = float(dials.blink[frame]), float(dials.gaze_x[frame]), float(dials.gaze_y[frame])
         for eye in self._eyes:
-            eye.paint(rgb, float(dials.blink[frame]), float(dials.gaze_x[frame]), float(dials.gaze_y[frame]))
+            eye.paint(rgb, (left, top), blink, gaze_x, gaze_y)
         targets = self._controls.targets(dials, frame)
         sources = self._controls.sources
-        left, top, right, bottom = self._face
-        upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True))
-        face = cv2.remap(rgb, upper_look, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        lower_look = self._mouth_warp.look(_join(targets, upper=False), _join(sources, upper=False))
-        lower = cv2.remap(rgb, lower_look, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
+        upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True)) - (left, top)
+        face = cv2.remap(rgb, upper_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        lower_look = self._mouth_warp.look(_join(targets, upper=False), _join(sources, upper=False)) - (left, top)
+        lower = cv2.remap(rgb, lower_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         mouth_left, mouth_top, mouth_right, mouth_bottom = self._mouth_box
         inside = (slice(mouth_top - top, mouth_bottom - top), slice(mouth_left - left, mouth_right - left))
-        share = self._below(targets)[..., None]
-        skin = face[inside] * (1 - share) + lower * share
-        face[inside] = np.clip(self._mouth.paint(skin, targets, dials, frame) + 0.5, 0, 255)
-        person = self._person.copy()
-        person[top:bottom, left:right, :3] = face
-        return person
+        share = self._below(targets)
+        face[inside] = self._mouth.paint(cv2.blendLinear(face[inside], lower, 1 - share, share), targets, dials, frame)
+        return face
 
-    def _below(self, targets: Targets) -> np.ndarray:
+    def _below(self, targets: Targets) -> NDArray[np.floating]:
         """Share of the lower lip's skin in every pixel of the mouth's box: 1 below the line between the lips."""
         left, top, right, bottom = self._mouth_box
         line = (targets.inner_upper + targets.inner_lower) / 2
@@ -95,28 +101,19 @@ class Renderer:
 class _Warp:
     """Sampling maps over one box of the frame, bent by control points, identity at the box's border."""
 
-    def __init__(self, box: Box, unit: float) -> None:
-        left, top, right, bottom = box
+    def __init__(self, box: Box, unit: float, density: int) -> None:
         self._unit = unit
-        self._step = step = max(3.0, unit / 32)
-        columns, rows = int((right - left) / step) + 2, int((bottom - top) / step) + 2
-        x, y = np.meshgrid(np.arange(columns, dtype=np.float32) * step, np.arange(rows, dtype=np.float32) * step)
-        self._nodes = np.stack([x + left, y + top], -1).reshape(-1, 2)
-        self._shape = (rows, columns)
-        margin = 0.12 * unit
-        edge = np.minimum(np.minimum(x, right - left - x), np.minimum(y, bottom - top - y))
-        self._window = smoothstep(0, margin, edge)[..., None]
-        x, y = np.meshgrid(np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32))
-        self._pixels = np.stack([x, y], -1)
+        self._grid = Grid(box, max(3, round(unit / density)))
+        left, top, right, bottom = box
+        x, y = self._grid.nodes[..., 0], self._grid.nodes[..., 1]
+        edge = np.minimum(np.minimum(x - left, right - 1 - x), np.minimum(y - top, bottom - 1 - y))
+        self._window = smoothstep(0, 0.12 * unit, edge)[..., None]
 
-    def look(self, targets: Points, sources: Points) -> np.ndarray:
-        """Sampling map ``[h, w, 2]`` in frame pixels that takes ``sources`` to ``targets``."""
-        moved = backward_warp(targets, sources, self._nodes, unit=self._unit)
-        field = moved.reshape(*self._shape, 2) * self._window
-        height, width = self._pixels.shape[:2]
-        spread = np.array([[self._step, 0, 0], [0, self._step, 0]], np.float32)
-        full = cv2.warpAffine(field, spread, (width, height), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        return full + self._pixels
+    def look(self, targets: Points, sources: Points) -> NDArray[np.floating]:
+        """Sampling map ``[h, w, 2]`` in the frame's pixels that takes ``sources`` to ``targets``."""
+        nodes = self._grid.nodes
+        moved = backward_warp(targets, sources, nodes.reshape(-1, 2), unit=self._unit)
+        return self._grid.look(moved.reshape(nodes.shape) * self._window)
 
 
 def _join(targets: Targets, *, upper: bool) -> Points:
@@ -127,3 +124,9 @@ def _box(low: Points, high: Points, width: int, height: int) -> Box:
     left, top = np.floor(np.maximum(low, 0)).astype(int)
     right, bottom = np.ceil(np.minimum(high, (width, height))).astype(int)
     return int(left), int(top), int(right), int(bottom)
+
+
+def _last_cut_row(matte: NDArray[np.uint8]) -> int:
+    """First row from which on everything is the person."""
+    rows = np.flatnonzero((matte < 255).any(axis=1))
+    return int(rows[-1]) + 1 if len(rows) else 0
