@@ -33,6 +33,8 @@ class BodyMotion:
     def __init__(self, face: Face, matte: Plane) -> None:
         height, width = matte.shape
         self._unit = unit = face.width
+        # A face that is turned already has a side that the photo does not show: it turns less.
+        self._turn = 1 / (1 + (face.yaw / 20) ** 2)
         self._grid = Grid((0, 0, width, height), STEP)
         self._nodes = self._grid.nodes
         points = face.points
@@ -91,6 +93,7 @@ class BodyMotion:
         """Where each node's matter goes: ``[rows, columns, 2]``."""
         unit = self._unit
         yaw, pitch, roll = (np.radians(float(c[frame])) for c in (dials.yaw, dials.pitch, dials.roll))
+        yaw *= self._turn
         rotation = (
             np.array([[np.cos(roll), -np.sin(roll), 0], [np.sin(roll), np.cos(roll), 0], [0, 0, 1]])
             @ np.array([[1, 0, 0], [0, np.cos(pitch), -np.sin(pitch)], [0, np.sin(pitch), np.cos(pitch)]])

@@ -46,6 +46,7 @@ class Grid:
     """
 
     def __init__(self, box: Box, step: int) -> None:
+        self.box = box
         left, top, right, bottom = box
         self._step = step
         self._size = (right - left, bottom - top)
@@ -56,7 +57,7 @@ class Grid:
         self.nodes = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
         """``[rows, columns, 2]`` positions as (x, y) in the frame's pixels."""
         x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)
-        self._pixels = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+        self.pixels = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
 
     def index(self, positions: NDArray[np.floating]) -> NDArray[np.floating]:
         """Places of ``[..., 2]`` positions among the nodes, for sampling a field with ``cv2.remap``."""
@@ -67,4 +68,4 @@ class Grid:
         rows, columns = offsets.shape[:2]
         width, height = self._size
         full = cv2.resize(offsets, (columns * self._step, rows * self._step), interpolation=cv2.INTER_LINEAR)
-        return cv2.add(np.ascontiguousarray(full[:height, :width]), self._pixels)
+        return cv2.add(np.ascontiguousarray(full[:height, :width]), self.pixels)

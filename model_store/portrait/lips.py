@@ -28,6 +28,7 @@ NOSE = (2, 98, 327, 129, 358, 4, 6)
 BROWS = (70, 63, 105, 66, 107, 300, 293, 334, 296, 336)
 BROW_INNER = (107, 66, 336, 296)
 LOWER_LIDS = (145, 374, 153, 380, 144, 373)
+OVAL = (172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397)
 FIXED = (33, 133, 263, 362, 159, 386, 10, 109, 338, 67, 297, 54, 284, 127, 356, 234, 454, 132, 361, 168)
 
 GAP_OF_JAW = 0.135
@@ -112,7 +113,10 @@ class FaceControls:
         chin, width = points[152], self.unit
         # The neck is held further down: the skin under the chin folds over a length, not at a line.
         neck = [chin + self.down * (d * width) + self.right * (k * 0.3 * width) for d in (0.5, 0.75) for k in (-2, -1, 0, 1, 2)]
-        return np.concatenate([named, np.array(neck)]).astype(np.float32)
+        # Around the face nothing moves: hair and background belong to the head as a whole.
+        middle = points[[10, 152]].mean(0)
+        around = middle + (points[list(OVAL)] - middle) * 1.35
+        return np.concatenate([named, np.array(neck), around]).astype(np.float32)
 
     def _set_weights(self, points: NDArray[np.floating]) -> None:
         shared = self._shared_points

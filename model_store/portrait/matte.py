@@ -41,10 +41,11 @@ def separate(picture: Picture, reach: float, apart: Plane) -> Layers:
         apart: ``[H, W]`` in 0..1, how much the person is cut out here; where it is 0 the scene stays one with the person.
     """
     image = picture.astype(np.float32)
-    matte = 1 - (1 - _refine(_segment(picture), image, reach)) * apart
+    person = _refine(_segment(picture), image, reach)
     # Lenses and sharpening leave a rim beside the outline that belongs to the person: the scene begins beyond it.
-    rim = cv2.dilate((matte > 0.02).astype(np.uint8), _disc(round(0.7 * reach))) > 0
+    rim = cv2.dilate((person > 0.02).astype(np.uint8), _disc(round(0.45 * reach))) > 0
     background = fill(image, ~rim)
+    matte = 1 - (1 - person) * apart
     foreground = _clean_foreground(image, matte, background, reach)
     # Where the person is not cut out, both layers are the picture itself.
     background = apart[..., None] * background + (1 - apart[..., None]) * image

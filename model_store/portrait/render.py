@@ -27,10 +27,13 @@ class Renderer:
         unit = controls.unit
         sources = controls.sources.shared
         self._face = _box(sources.min(0) - 0.25 * unit, sources.max(0) + 0.15 * unit, width, height)
-        reach = np.abs(controls.right) * 0.42 * unit + np.abs(controls.down) * 0.42 * unit
+        reach = (np.abs(controls.right) + np.abs(controls.down)) * 0.42 * unit
         self._mouth_box = _box(controls.centre - reach, controls.centre + reach, width, height)
         self._face_warp = _Warp(self._face, unit, 26)
         self._mouth_warp = _Warp(self._mouth_box, unit, 40)
+        # Beyond the face's box nothing is bent; beyond the mouth's, one skin serves both lips.
+        self._inside = self._face_warp.inside(0.12 * unit)
+        self._mouth_share = self._mouth_warp.pixels_inside(0.08 * unit)
         self._mouth = Mouth(scene.image, controls, self._mouth_box, scene.blur)
         self._eyes = eyes(scene.image, scene.face, scene.blur)
         self._body = BodyMotion(scene.face, layers.matte)
@@ -66,7 +69,7 @@ class Renderer:
             eye.paint(rgb, (left, top), blink, gaze_x, gaze_y)
         targets = self._controls.targets(dials, frame)
         sources = self._controls.sources
-        upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True)) - (left, top)
+        upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True), self._inside) - (left, top)
         face = cv2.remap(rgb, upper_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         lower_look = self._mouth_warp.look(_join(targets, upper=False), _join(sources, upper=False)) - (left, top)
         lower = cv2.remap(rgb, lower_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
@@ -95,25 +98,36 @@ class Renderer:
         x = np.arange(left, right, dtype=np.float32)[None] - (line[0, 0] + line[-1, 0]) / 2
         y = np.arange(top, bottom, dtype=np.float32)[:, None] - (line[0, 1] + line[-1, 1]) / 2
         place = np.abs(x * across[0] + y * across[1]) / (0.5 * float(np.linalg.norm(line[-1] - line[0])))
-        return coverage(outline, self._mouth_box) * (1 - smoothstep(0.98, 1.25, place))
+        return coverage(outline, self._mouth_box) * (1 - smoothstep(0.98, 1.25, place)) * self._mouth_share
 
 
 class _Warp:
-    """Sampling maps over one box of the frame, bent by control points, identity at the box's border."""
+    """Sampling maps over one box of the frame, bent by control points."""
 
     def __init__(self, box: Box, unit: float, density: int) -> None:
         self._unit = unit
         self._grid = Grid(box, max(3, round(unit / density)))
-        left, top, right, bottom = box
-        x, y = self._grid.nodes[..., 0], self._grid.nodes[..., 1]
-        edge = np.minimum(np.minimum(x - left, right - 1 - x), np.minimum(y - top, bottom - 1 - y))
-        self._window = smoothstep(0, 0.12 * unit, edge)[..., None]
 
-    def look(self, targets: Points, sources: Points) -> NDArray[np.floating]:
-        """Sampling map ``[h, w, 2]`` in the frame's pixels that takes ``sources`` to ``targets``."""
+    def look(self, targets: Points, sources: Points, hold: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
+        """Sampling map ``[h, w, 2]`` in the frame's pixels that takes ``sources`` to ``targets``, where ``hold`` is not 0."""
         nodes = self._grid.nodes
-        moved = backward_warp(targets, sources, nodes.reshape(-1, 2), unit=self._unit)
-        return self._grid.look(moved.reshape(nodes.shape) * self._window)
+        moved = backward_warp(targets, sources, nodes.reshape(-1, 2), unit=self._unit).reshape(nodes.shape)
+        return self._grid.look(moved if hold is None else moved * hold)
+
+    def inside(self, margin: float) -> NDArray[np.floating]:
+        """0 at the box's border, 1 from ``margin`` pixels inwards, at every node ``[rows, columns, 1]``."""
+        return _border(self._grid.nodes, self._grid.box, margin)[..., None]
+
+    def pixels_inside(self, margin: float) -> NDArray[np.floating]:
+        """The same at every pixel, ``[h, w]``."""
+        return _border(self._grid.pixels, self._grid.box, margin)
+
+
+def _border(positions: NDArray[np.floating], box: Box, margin: float) -> NDArray[np.floating]:
+    left, top, right, bottom = box
+    x, y = positions[..., 0], positions[..., 1]
+    edge = np.minimum(np.minimum(x - left, right - 1 - x), np.minimum(y - top, bottom - 1 - y))
+    return smoothstep(0, margin, edge)
 
 
 def _join(targets: Targets, *, upper: bool) -> Points:
