@@ -32,16 +32,22 @@ class Layers:
     background: NDArray[np.floating]
 
 
-def separate(picture: Picture, reach: float, apart: Plane) -> Layers:
+def separate(picture: Picture, reach: float, apart: Plane, face: NDArray[np.floating]) -> Layers:
     """Take ``picture`` apart.
 
     Args:
         picture: RGB uint8 ``[H, W, 3]``.
         reach: length, in pixels, over which hair and cloth may blend into the scene.
+        face: ``[N, 2]`` outline of the face to be animated; if it is not seen as a person's (drawings), nothing is cut out.
         apart: ``[H, W]`` in 0..1, how much the person is cut out here; where it is 0 the scene stays one with the person.
     """
     image = picture.astype(np.float32)
-    person = _refine(_segment(picture), image, reach)
+    seen = _segment(picture)
+    inside = np.zeros(seen.shape, np.uint8)
+    cv2.fillPoly(inside, [np.round(face).astype(np.int32)], 1)
+    if not inside.any() or seen[inside > 0].mean() < 0.7:
+        return Layers(np.ones_like(seen), image, image)
+    person = np.maximum(_refine(seen, image, reach), cv2.GaussianBlur(inside.astype(np.float32), (0, 0), 1.0))
     # Lenses and sharpening leave a rim beside the outline that belongs to the person: the scene begins beyond it.
     rim = cv2.dilate((person > 0.02).astype(np.uint8), _disc(round(0.45 * reach))) > 0
     background = fill(image, ~rim)
@@ -144,4 +150,6 @@ def _clean_foreground(
         residual = image - alpha * mean_foreground - (1 - alpha) * mean_background
         foreground = np.clip(mean_foreground + alpha * residual, 0, 255)
         behind = mean_background
-    return np.where(matte[..., None] > 0.995, image, foreground).astype(np.float32)
+    foreground = np.where(matte[..., None] > 0.995, image, foreground)
+    # An expression may push the outline outwards: the person's colours go on beyond it.
+    return fill(foreground, matte > 0.15)

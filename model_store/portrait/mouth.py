@@ -120,11 +120,11 @@ class Mouth:
         merged = share * self._image + (1 - share) * np.minimum(painted, 1.1 * colour)
         return merged.astype(np.float32), np.maximum(covered, share[..., 0]).astype(np.float32)
 
-    def paint(self, skin: Picture, targets: Targets, dials: Channels, frame: int) -> Picture:
-        """Lay the mouth's interior and the lips' own shadows over the warped skin.
+    def paint(self, skin: Picture, targets: Targets, dials: Channels, frame: int) -> None:
+        """Lay the mouth's interior and the lips' own shadows over the warped skin, in place.
 
         Args:
-            skin: uint8 ``[h, w, 3]`` of the box, lips already in place; changed in place.
+            skin: uint8 ``[h, w, 3]`` of the box, lips already where they go.
             targets: where the lips are.
             dials, frame: the performance.
         """
@@ -157,7 +157,6 @@ class Mouth:
         if widest > 0.001:
             near += (self._interior(dials, frame, mask, part) - near) * mask[..., None]
         skin[part] = np.clip(near + 0.5, 0, 255).astype(np.uint8)
-        return skin
 
     def _interior(self, dials: Channels, frame: int, mask: Plane, part: tuple[slice, slice]) -> Colour:
         """What lies behind the lips in ``part`` of the box, front to back shaded by the opening ``mask``."""

@@ -42,41 +42,44 @@ class Renderer:
         matte = np.round(layers.matte * 255).astype(np.uint8)
         self._person = np.dstack([foreground, matte])
         left, top, right, bottom = self._face
-        self._photo_face = foreground[top:bottom, left:right].copy()
+        self._photo_face = self._person[top:bottom, left:right].copy()
         self._cut = _last_cut_row(matte)
 
     def draw(self, dials: Channels, frame: int) -> Picture:
         """Frame number ``frame`` of ``dials``, RGB uint8 ``[H, W, 3]``."""
         left, top, right, bottom = self._face
-        self._person[top:bottom, left:right, :3] = self._express(dials, frame)
+        self._person[top:bottom, left:right] = self._express(dials, frame)
         look = self._body.backward(dials, frame)
-        moved = cv2.remap(self._person, look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.remap(self._person, look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         picture = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
         # Only head and shoulders are cut out of the scene; below, the picture is one piece.
         cut = self._cut
+        if cut == 0:
+            return picture
         matte = cv2.cvtColor(cv2.extractChannel(moved[:cut], 3), cv2.COLOR_GRAY2RGB)
         front = cv2.multiply(picture[:cut], matte, scale=1 / 255)
         behind = cv2.multiply(self._background[:cut], cv2.bitwise_not(matte), scale=1 / 255)
         cv2.add(front, behind, dst=picture[:cut])
         return picture
 
-    def _express(self, dials: Channels, frame: int) -> Picture:
-        """The face's box with the frame's expression, in the photo's pose, RGB uint8 ``[h, w, 3]``."""
+    def _express(self, dials: Channels, frame: int) -> NDArray[np.uint8]:
+        """The face's box with the frame's expression, in the photo's pose, RGB and matte uint8 ``[h, w, 4]``."""
         left, top = self._face[:2]
-        rgb = self._photo_face.copy()
+        photo = self._photo_face.copy()
         blink, gaze_x, gaze_y = float(dials.blink[frame]), float(dials.gaze_x[frame]), float(dials.gaze_y[frame])
         for eye in self._eyes:
-            eye.paint(rgb, (left, top), blink, gaze_x, gaze_y)
+            eye.paint(photo[..., :3], (left, top), blink, gaze_x, gaze_y)
         targets = self._controls.targets(dials, frame)
         sources = self._controls.sources
         upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True), self._inside) - (left, top)
-        face = cv2.remap(rgb, upper_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        face = cv2.remap(photo, upper_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         lower_look = self._mouth_warp.look(_join(targets, upper=False), _join(sources, upper=False)) - (left, top)
-        lower = cv2.remap(rgb, lower_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        lower = cv2.remap(photo, lower_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
         mouth_left, mouth_top, mouth_right, mouth_bottom = self._mouth_box
         inside = (slice(mouth_top - top, mouth_bottom - top), slice(mouth_left - left, mouth_right - left))
         share = self._below(targets)
-        face[inside] = self._mouth.paint(cv2.blendLinear(face[inside], lower, 1 - share, share), targets, dials, frame)
+        face[inside] = cv2.blendLinear(face[inside], lower, 1 - share, share)
+        self._mouth.paint(face[inside][..., :3], targets, dials, frame)
         return face
 
     def _below(self, targets: Targets) -> NDArray[np.floating]:

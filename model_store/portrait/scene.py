@@ -44,7 +44,8 @@ def prepare(picture: Picture, width: int, height: int) -> Scene:
         )
     image, scale, left, top = _frame(picture, face, width, height)
     face = face.moved(scale, -left, -top)
-    layers = separate(image, max(3.0, face.width * 0.04), _apart(face, width, height))
+    outline = cv2.convexHull(face.points[:468, :2].astype(np.float32))[:, 0]
+    layers = separate(image, max(3.0, face.width * 0.04), _apart(face, width, height), outline)
     return Scene(image, face, layers, max(1.0, scale))
 
 
