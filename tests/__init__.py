@@ -1,0 +1,1 @@
+"""Tests, in folders that mirror the product; parts that several of them share are imported as ``tests.…``."""
