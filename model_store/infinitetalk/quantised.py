@@ -47,7 +47,6 @@ class QuantisedLinear(nn.Module):
     def __init__(self, data: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         super().__init__()
         self.data = nn.Parameter(data, requires_grad=False)
-        # A parameter of its own kind: casting the module must not round it.
         self.scale = nn.Parameter(scale.float(), requires_grad=False)
         self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
@@ -62,7 +61,7 @@ class QuantisedLinear(nn.Module):
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own signature has no types
         """Move with the module but keep the 8-bit data and the scale's precision, whatever dtype is asked for."""
-        data, scale = self.data, self.scale
+        data, scale = self.data.detach(), self.scale.detach()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, before in (("data", data), ("scale", scale)):
             after = getattr(self, name)
