@@ -1,0 +1,114 @@
+"""From visemes to the mouth's dials: blending of neighbours, loudness, and the contacts that must not be missed.
+
+Vowels and consonants are blended as in Cohen and Massaro (1993): each viseme pulls every dial towards its target with its
+own strength, over a window of time before and after it; jaw and lips are separate (JALI, Edwards et al. 2016). Contacts
+are not blended: wherever P/B/M or F/V are heard, the lips meet, last and regardless of the rest.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_store.portrait.phonemes import AA, CH, DD, EH, EI, FF, IY, KK, OH, PP, RR, SIL, SS, TH, UW, VISEMES
+
+Floats = NDArray[np.float64]
+
+RATE = 100
+"""Steps a second in which the mouth is planned; frames are taken from them at the end."""
+
+REACH = 22
+"""Steps before and after a moment on which it depends (0.22 s)."""
+
+JAW, APART, WIDE, TONGUE = range(4)
+
+_TARGETS = np.zeros((len(VISEMES), 4))
+#                jaw  apart  wide  tongue
+_TARGETS[SIL] = (0.00, 0.00, 0.00, 0.0)
+_TARGETS[PP] = (0.14, 0.20, 0.00, 0.1)
+_TARGETS[FF] = (0.10, 0.22, 0.05, 0.1)
+_TARGETS[TH] = (0.20, 0.45, 0.05, 0.9)
+_TARGETS[DD] = (0.20, 0.50, 0.08, 0.8)
+_TARGETS[KK] = (0.27, 0.45, 0.00, 0.1)
+_TARGETS[SS] = (0.12, 0.62, 0.25, 0.3)
+_TARGETS[CH] = (0.17, 0.60, -0.45, 0.2)
+_TARGETS[RR] = (0.24, 0.42, -0.35, 0.2)
+_TARGETS[AA] = (0.92, 0.45, 0.05, 0.0)
+_TARGETS[EI] = (0.60, 0.52, 0.35, 0.0)
+_TARGETS[EH] = (0.42, 0.48, 0.20, 0.1)
+_TARGETS[IY] = (0.28, 0.52, 0.60, 0.2)
+_TARGETS[OH] = (0.52, 0.32, -0.65, 0.0)
+_TARGETS[UW] = (0.24, 0.28, -0.90, 0.0)
+
+_PULL = np.ones((len(VISEMES), 4))
+"""How strongly a viseme insists on its targets: vowels on the jaw, rounding on the lips, contacts on little but themselves."""
+_PULL[SIL] = (0.7, 0.7, 0.5, 0.5)
+_PULL[PP] = (0.5, 0.4, 0.15, 0.3)
+_PULL[FF] = (0.8, 0.8, 0.2, 0.3)
+_PULL[[TH, DD, KK]] = (0.9, 0.8, 0.25, 1.0)
+_PULL[SS] = (1.2, 1.0, 0.5, 1.0)
+_PULL[CH] = (1.0, 1.0, 1.0, 1.0)
+_PULL[RR] = (0.8, 0.8, 0.8, 0.8)
+_PULL[[AA, EI]] = (1.5, 1.0, 0.6, 1.0)
+_PULL[[OH, UW]] = (1.3, 1.2, 1.8, 1.0)
+
+_SPREAD = (6, 6, 13, 5)
+"""Half lengths, in steps, of the windows over which a dial blends: lips round well before a vowel, the jaw moves quicker."""
+
+LOUD_DB = (-26.0, -2.0)
+LOUD_SCALE = (0.68, 1.08)
+"""Opening is scaled from the first to the second over that range of loudness."""
+
+_CONTACT_HOLD, _CONTACT_RAMP = 2, 5
+"""A contact lasts this many steps more on either side than it is heard, and is prepared and released in that many."""
+
+_TUCK_HOLD, _TUCK_RAMP = 2, 6
+
+
+def _window(half: int) -> Floats:
+    taper = np.hanning(2 * half + 3)[1:-1]
+    return np.asarray(taper / taper.sum())
+
+
+def _reach_out(values: Floats, hold: int, ramp: int) -> Floats:
+    """Each value held for ``hold`` steps and eased over ``ramp`` more, on both sides; the greatest wins."""
+    steps = np.abs(np.arange(-hold - ramp, hold + ramp + 1)) - hold
+    shape = 0.5 + 0.5 * np.cos(np.pi * np.clip(steps / ramp, 0.0, 1.0))
+    half = hold + ramp
+    around = np.lib.stride_tricks.sliding_window_view(np.pad(values, half, mode="edge"), 2 * half + 1)
+    return np.asarray((around * shape).max(axis=1))
+
+
+def _contact(probability: Floats, low: float, high: float) -> Floats:
+    return np.asarray(np.clip((probability - low) / (high - low), 0.0, 1.0))
+
+
+def mouth(visemes: NDArray[np.float32], loudness: Floats) -> dict[str, Floats]:
+    """The mouth's dials in steps of 10 ms.
+
+    Args:
+        visemes: ``[n, visemes]``, the probability of each in every step.
+        loudness: ``[n]``, dB above the level of the speech around.
+
+    Returns:
+        ``jaw``, ``apart``, ``press``, ``tuck``, ``wide``, ``tongue``, each ``[n]``; the first and last :data:`REACH` steps
+        are not settled, since they lack neighbours.
+    """
+    likely = visemes.astype(np.float64)
+    dials = np.empty((len(likely), 4))
+    for dial, half in enumerate(_SPREAD):
+        weight = likely * _PULL[:, dial]
+        window = _window(half)
+        pulled = np.convolve(weight @ _TARGETS[:, dial], window, mode="same")
+        dials[:, dial] = pulled / np.maximum(np.convolve(weight.sum(axis=1), window, mode="same"), 1e-6)
+    loud = np.interp(np.convolve(loudness, _window(9), mode="same"), LOUD_DB, LOUD_SCALE)
+    spoken = np.convolve(1.0 - likely[:, SIL], _window(8), mode="same")
+    jaw = np.clip(dials[:, JAW] * loud, 0.0, 1.0)
+    return {
+        "jaw": jaw,
+        "apart": np.clip(dials[:, APART] * np.sqrt(loud), 0.0, 1.0),
+        "press": _reach_out(_contact(likely[:, PP], 0.15, 0.5), _CONTACT_HOLD, _CONTACT_RAMP),
+        "tuck": _reach_out(_contact(likely[:, FF], 0.15, 0.5), _TUCK_HOLD, _TUCK_RAMP),
+        "wide": np.clip(dials[:, WIDE] * spoken, -1.0, 1.0),
+        "tongue": np.clip(dials[:, TONGUE] * spoken, 0.0, 1.0),
+    }
