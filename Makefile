@@ -1,5 +1,6 @@
-# Two commands do everything on a fresh machine that has Python 3.11+ and make:
+# Three commands do everything on a fresh machine that has Python 3.11+ and make:
 #   make demo   a talking video from the example photo and voice
+#   make serve  the API at http://127.0.0.1:3000, with its own queue and worker
 #   make test   linters, types, tests
 
 PYTHON ?= python3
@@ -7,10 +8,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= talking.mp4
 
-.PHONY: demo test check clean
+.PHONY: demo serve test check clean
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
+
+serve: $(VENV)/.service
+	$(BIN)/infinitetalk serve
 
 test: check
 	$(BIN)/pytest
@@ -30,6 +34,10 @@ $(BIN)/python:
 $(VENV)/.base: $(BIN)/python pyproject.toml requirements/base.txt
 	$(BIN)/python -m pip install -q --require-hashes -r requirements/base.txt
 	$(BIN)/python -m pip install -q --no-deps -e .
+	@touch $@
+
+$(VENV)/.service: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[service]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base requirements/dev.txt

@@ -1,0 +1,91 @@
+"""What routes work with: made when the app starts, one for each process."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+
+from service.events import Events
+from service.index import Index
+from service.intake import Intake
+from service.job import DEFAULT_TENANT
+from service.jobs import Jobs
+from service.ledger import Ledger
+from service.playlist import Playlists
+from service.queue import Queue
+from service.reconcile import Reconciler
+from service.settings import Settings
+from service.storage import Store, open_store
+from service.uploads import Uploads
+
+
+@dataclass(frozen=True)
+class Context:
+    """The parts of the service that the API uses."""
+
+    settings: Settings
+    store: Store
+    jobs: Jobs
+    uploads: Uploads
+    playlists: Playlists
+    streams: asyncio.Semaphore
+
+    async def ready(self) -> bool:
+        """Whether store and queue can be reached."""
+        try:
+            await self.jobs.queue.ping()
+            await asyncio.to_thread(self.store.ping)
+        except Exception:
+            return False
+        return True
+
+
+@asynccontextmanager
+async def open_context(settings: Settings) -> AsyncIterator[Context]:
+    """Connect to store and queue; neither has to be there yet."""
+    store = open_store(settings)
+    ledger = Ledger(store)
+    uploads = Uploads(store, settings.retention_seconds, max(settings.max_image_bytes, settings.max_audio_bytes))
+    async with Queue(settings) as queue:
+        index = Index(queue, ledger)
+        jobs = Jobs(settings, ledger, Intake(settings, ledger, uploads), queue, index, Events(queue))
+        reconciler = asyncio.create_task(Reconciler(settings, ledger, queue, index, uploads).run())
+        try:
+            yield Context(
+                settings,
+                store,
+                jobs,
+                uploads,
+                Playlists(ledger, settings.presign_seconds),
+                asyncio.Semaphore(settings.max_event_streams),
+            )
+        finally:
+            reconciler.cancel()
+            await asyncio.gather(reconciler, return_exceptions=True)
+
+
+def context_of(app: FastAPI) -> Context:
+    """The context of a running app."""
+    context = app.state.context
+    if not isinstance(context, Context):
+        raise RuntimeError("the app has not been started")
+    return context
+
+
+async def _context(request: Request) -> Context:
+    return context_of(request.app)
+
+
+async def _tenant() -> str:
+    return DEFAULT_TENANT
+
+
+Service = Annotated[Context, Depends(_context)]
+
+Tenant = Annotated[str, Depends(_tenant)]
+"""Who asks; everything a route touches is that tenant's."""

@@ -1,0 +1,112 @@
+"""A worker's side of its engine process: start it, order, hear the answers, stop it within a second or end it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from contextlib import suppress
+from typing import Any
+
+from service.wire import Message, receive_message
+
+STOP_SECONDS = 1.0
+"""How long an engine may take to stop by itself before its process is killed."""
+
+_LAST_ANSWERS = {"done", "finished", "stopped", "error"}
+
+logger = logging.getLogger(__name__)
+
+
+class EngineCrashedError(Exception):
+    """The engine process ended, or said nothing for too long, in the middle of an order."""
+
+
+class EngineProcess:
+    """One engine process, started when it is first needed and kept warm between orders.
+
+    Args:
+        stall_seconds: silence after which a process with an order is taken for stuck and killed.
+    """
+
+    def __init__(self, stall_seconds: float) -> None:
+        self._stall_seconds = stall_seconds
+        self._process: asyncio.subprocess.Process | None = None
+        self._busy = False
+        self.starts = 0
+
+    async def order(self, kind: str, fields: dict[str, Any], *parts: bytes) -> None:
+        """Give an order; the answers follow through :meth:`answer`."""
+        if self._busy:
+            await self.stop()
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "service.engine_child",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                start_new_session=True,  # an interrupt at the terminal is for the worker, which decides
+            )
+            self.starts += 1
+        self._busy = True
+        await self._send(Message(kind, fields, parts))
+
+    async def more(self) -> None:
+        """Let it go one chunk further ahead."""
+        await self._send(Message("more"))
+
+    async def answer(self) -> Message:
+        """The next answer; :class:`EngineCrashedError` when there will be none."""
+        process = self._process
+        if process is None or process.stdout is None:
+            raise EngineCrashedError
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                message = await receive_message(process.stdout)
+        except TimeoutError:
+            logger.error("the engine process has said nothing for %g s and is killed", self._stall_seconds)
+            message = None
+        if message is None:
+            await self.kill()
+            raise EngineCrashedError
+        if message.kind in _LAST_ANSWERS:
+            self._busy = False
+        return message
+
+    async def stop(self) -> None:
+        """End the order that is being performed: gently within :data:`STOP_SECONDS`, else with the whole process."""
+        if not self._busy:
+            return
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await self._send(Message("stop"))
+                while self._busy:
+                    await self.answer()
+        except TimeoutError:
+            await self.kill()
+        except EngineCrashedError:
+            pass
+
+    async def kill(self) -> None:
+        """End the process at once; the next order starts another."""
+        process, self._process, self._busy = self._process, None, False
+        if process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+    async def _send(self, message: Message) -> None:
+        process = self._process
+        if process is None or process.stdin is None:
+            raise EngineCrashedError
+        try:
+            async with asyncio.timeout(self._stall_seconds):
+                process.stdin.write(message.to_bytes())
+                await process.stdin.drain()
+        except (ConnectionError, TimeoutError):
+            await self.kill()
+            raise EngineCrashedError from None

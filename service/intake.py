@@ -1,0 +1,336 @@
+"""From a request to a job: what may be asked, and the way it becomes a record exactly once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from model_store.engine import MAX_SIDE, MIN_SIDE
+from model_store.errors import InfiniteTalkError
+from service.job import Input, Job, job_folder
+from service.ledger import Ledger
+from service.media import sniff
+from service.settings import JobClass, Settings
+from service.storage import ObjectMissing
+from service.uploads import Upload, Uploads
+
+IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
+_WIDEST_ASPECT = 4.0
+_PIECE = 1 << 20
+_NOUNS = {"image": "picture", "audio": "audio"}
+"""Form fields and the nouns that codes about their content begin with, everywhere the same."""
+_PICTURES = {sniff.JPEG, sniff.PNG, sniff.WEBP}
+
+
+def _parse_json(value: object) -> object:
+    # Forms have no objects: they carry them as JSON text.
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _empty_is_none(value: object) -> object:
+    return None if value == "" else value
+
+
+Text = Annotated[str, StringConstraints(max_length=512)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+
+
+class VideoChanges(BaseModel):
+    """What a remix may change; everything is optional."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str | None = Field(None, max_length=4000, description="What the scene is, in words, for engines that read one.")
+    model: str | None = Field(None, max_length=64, description="The engine that performs.", examples=["portrait"])
+    size: str | None = Field(
+        None, pattern=r"^\d{3,4}x\d{3,4}$", description="Width x height in pixels, both even.", examples=["720x1280"]
+    )
+    resolution: Literal["480p", "720p", "1080p"] | None = Field(
+        None, description="Length of the short side; 720p unless `size` is given."
+    )
+    aspect_ratio: str | None = Field(
+        None, pattern=r"^\d{1,2}:\d{1,2}$", description="Aspect of the frame; the picture's own by default.", examples=["9:16"]
+    )
+    seconds: float | None = Field(None, ge=0.3, description="Length; the speech's own by default, and never more.")
+    seed: int | None = Field(None, ge=0, lt=2**32, description="The same seed gives the same video; 0 by default.")
+    expressiveness: float | None = Field(None, ge=0, le=2, description="0 speaks with a still head, 1 is natural, 2 theatrical.")
+    options: Annotated[dict[Name, str | int | float | bool] | None, BeforeValidator(_parse_json)] = Field(
+        None, max_length=32, description="Settings of one engine by name; as JSON text in a form."
+    )
+    metadata: Annotated[dict[Name, Text] | None, BeforeValidator(_parse_json)] = Field(
+        None, max_length=16, description="Your own notes, given back with the video; as JSON text in a form."
+    )
+    job_class: JobClass | None = Field(None, description="`batch` runs when nothing interactive waits.")
+    start_within_seconds: float | None = Field(None, gt=0, description="Give up if nobody has begun by then.")
+    max_run_seconds: float | None = Field(None, gt=0, description="Give up after this much engine time.")
+    image: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
+        None, max_length=64, description="Id of an uploaded file."
+    )
+    audio: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
+        None, max_length=64, description="Id of an uploaded file."
+    )
+    consent: bool | None = Field(
+        None, description="You have the consent of the person shown and of the person heard, or need none. Must be true."
+    )
+
+
+class VideoRequest(VideoChanges):
+    """What a new video is asked for with. `image` and `audio` are ids of uploaded files, or parts of the form."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job and whether this request created it."""
+
+    job: Job
+    created: bool
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Turns requests into jobs. Methods are blocking and may be called from several threads."""
+
+    settings: Settings
+    ledger: Ledger
+    uploads: Uploads
+
+    def submit(
+        self,
+        tenant: str,
+        request: VideoChanges,
+        image: Upload | str | None,
+        audio: Upload | str | None,
+        idempotency_key: str | None = None,
+        source: Job | None = None,
+    ) -> Submission:
+        """Store the inputs and write the record, once for each tenant and key.
+
+        Args:
+            tenant: whose job.
+            request: what is asked.
+            image, audio: a part of the request, or the id of an uploaded file; None takes the source's.
+            idempotency_key: makes repeating the request harmless.
+            source: the job whose inputs and choices stand where the request says nothing (a remix).
+
+        Raises:
+            InfiniteTalkError: the request cannot become a job; ``idempotency_conflict`` if the key has been used for another.
+        """
+        self._require_sense(request, image, audio, source)
+        image_origin, audio_origin = _origin(image, source and source.image), _origin(audio, source and source.audio)
+        fingerprint = _fingerprint(request, image_origin, audio_origin, source)
+        video_id = self.ledger.video_id(tenant, idempotency_key)
+        standing = self.ledger.job(tenant, video_id)
+        if standing is not None:
+            return _same(standing, fingerprint)
+        if self.ledger.is_deleted(tenant, video_id):
+            raise InfiniteTalkError(
+                "video_being_deleted",
+                "The video of that Idempotency-Key is being deleted: wait a few seconds, or use another key.",
+            )
+        self.ledger.announce(tenant, video_id)
+        folder = job_folder(tenant, video_id)
+        job = self._job(
+            tenant,
+            video_id,
+            fingerprint,
+            request,
+            self._store(folder, "image", image, source and source.image, image_origin),
+            self._store(folder, "audio", audio, source and source.audio, audio_origin),
+            source,
+        )
+        standing = self.ledger.create(job)
+        if standing.token == job.token:
+            return Submission(job, created=True)
+        kept = {standing.image.key, standing.audio.key}
+        self.ledger.store.delete(*({job.image.key, job.audio.key} - kept))
+        return _same(standing, fingerprint)
+
+    def _require_sense(
+        self, request: VideoChanges, image: Upload | str | None, audio: Upload | str | None, source: Job | None
+    ) -> None:
+        if source is None or image is not None or audio is not None:
+            for name, given, what in (("image", image, "a picture"), ("audio", audio, "a speech recording")):
+                if given is None and source is None:
+                    raise InfiniteTalkError(
+                        f"{name}_required",
+                        f"{name} is missing: send {what} as a form part, or the id of an uploaded file.",
+                        param=name,
+                    )
+            if not request.consent:
+                raise InfiniteTalkError(
+                    "consent_required",
+                    "consent is missing: set it to true if the person shown and the person heard have agreed, or need not.",
+                    param="consent",
+                )
+        if request.model is not None and request.model not in self.settings.engines:
+            raise InfiniteTalkError(
+                "engine_unknown",
+                f"There is no model {request.model!r} here: choose {', '.join(self.settings.engines)}.",
+                param="model",
+            )
+        if request.size and (request.resolution or request.aspect_ratio):
+            raise InfiniteTalkError(
+                "size_ambiguous",
+                "size and resolution or aspect_ratio are given: keep one way of choosing the frame.",
+                param="size",
+            )
+        _size(request.size)
+        _aspect(request.aspect_ratio)
+        if request.seconds is not None and request.seconds > self.settings.max_video_seconds:
+            raise InfiniteTalkError(
+                "seconds_invalid",
+                f"seconds is {request.seconds:g}: at most {self.settings.max_video_seconds:g} are made.",
+                param="seconds",
+            )
+        if request.max_run_seconds is not None and request.max_run_seconds > self.settings.max_run_seconds:
+            raise InfiniteTalkError(
+                "max_run_seconds_invalid",
+                f"max_run_seconds is {request.max_run_seconds:g}: at most {self.settings.max_run_seconds:g} are given.",
+                param="max_run_seconds",
+            )
+
+    def _job(
+        self, tenant: str, video_id: str, fingerprint: str, request: VideoChanges, image: Input, audio: Input, source: Job | None
+    ) -> Job:
+        now = time.time()
+        given = {
+            "engine": request.model,
+            "job_class": request.job_class,
+            "prompt": request.prompt,
+            "seed": request.seed,
+            "expressiveness": request.expressiveness,
+            "seconds": request.seconds,
+            "options": request.options,
+            "metadata": request.metadata,
+            "max_run_seconds": request.max_run_seconds,
+        }
+        chosen: dict[str, Any] = {"engine": self.settings.engines[0], "job_class": "interactive"}
+        if source is not None:
+            chosen = {name: getattr(source, name) for name in given}
+        if request.size or request.resolution or request.aspect_ratio or source is None:
+            chosen["size"] = _size(request.size)
+            chosen["resolution"] = request.resolution or "720p"
+            chosen["aspect_ratio"] = _aspect(request.aspect_ratio)
+        else:
+            chosen.update(size=source.size, resolution=source.resolution, aspect_ratio=source.aspect_ratio)
+        chosen.setdefault("max_run_seconds", self.settings.max_run_seconds)
+        chosen.update({name: value for name, value in given.items() if value is not None})
+        return Job(
+            id=video_id,
+            tenant=tenant,
+            created_at=now,
+            expires_at=now + self.settings.retention_seconds,
+            fingerprint=fingerprint,
+            image=image,
+            audio=audio,
+            start_before=now + request.start_within_seconds if request.start_within_seconds else None,
+            remixed_from=source.id if source else None,
+            **chosen,
+        )
+
+    def _store(self, folder: str, name: str, given: Upload | str | None, inherited: Input | None, origin: str) -> Input:
+        key = f"{folder}inputs/{name}-{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
+        largest = self.settings.max_image_bytes if name == "image" else self.settings.max_audio_bytes
+        tenant = folder.split("/")[1]
+        if isinstance(given, Upload):
+            _require_size(name, given.size, largest)
+            given.file.seek(0)
+            _require_kind(name, given.file.read(sniff.HEAD_BYTES))
+            given.file.seek(0)
+            self.ledger.store.upload(key, given.file, given.size, given.content_type)
+            return Input(key=key, bytes=given.size, filename=given.filename, content_type=given.content_type, origin=origin)
+        if isinstance(given, str):
+            record = self.uploads.ready(tenant, given, name)
+            _require_size(name, record.bytes, largest)
+            _require_kind(name, self.uploads.head(record, sniff.HEAD_BYTES))
+            self._copy(self.uploads.content_key(record), key, name)
+            return Input(key=key, bytes=record.bytes, filename=record.filename, content_type=record.content_type, origin=origin)
+        if inherited is None:
+            raise RuntimeError("neither an input nor one to inherit")
+        self._copy(inherited.key, key, name)
+        return inherited.model_copy(update={"key": key, "origin": origin})
+
+    def _copy(self, source: str, target: str, param: str) -> None:
+        try:
+            self.ledger.store.copy(source, target)
+        except ObjectMissing:
+            raise InfiniteTalkError("file_not_found", "The file has just been deleted: upload it again.", param=param) from None
+
+
+def _origin(given: Upload | str | None, inherited: Input | None) -> str:
+    """What makes two inputs the same: their bytes, the file they name, or the video they come from."""
+    if isinstance(given, Upload):
+        digest = hashlib.sha256()
+        given.file.seek(0)
+        while piece := given.file.read(_PIECE):
+            digest.update(piece)
+        return digest.hexdigest()
+    if isinstance(given, str):
+        return given
+    return inherited.origin if inherited else ""
+
+
+def _fingerprint(request: VideoChanges, image: str, audio: str, source: Job | None) -> str:
+    asked = request.model_dump(mode="json", exclude={"image", "audio"}, exclude_none=True)
+    asked.update(image=image, audio=audio, source=source.id if source else None)
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def _same(standing: Job, fingerprint: str) -> Submission:
+    if standing.fingerprint != fingerprint:
+        raise InfiniteTalkError(
+            "idempotency_conflict",
+            "This Idempotency-Key has been used for another request: repeat that one unchanged, or use a new key.",
+            param="Idempotency-Key",
+        )
+    return Submission(standing, created=False)
+
+
+def _require_size(name: str, size: int, largest: int) -> None:
+    noun = _NOUNS[name]
+    if size == 0:
+        raise InfiniteTalkError(f"{noun}_empty", f"{name} has no content: send the file itself.", param=name)
+    if size > largest:
+        raise InfiniteTalkError(
+            f"{noun}_too_large", f"{name} has {size} bytes, and {largest} are allowed: use a smaller one.", param=name
+        )
+
+
+def _require_kind(name: str, head: bytes) -> None:
+    """Refuse at once what the engine process would refuse anyway, by its first bytes; nothing is decoded here."""
+    kind = sniff.sniff(head)
+    if name == "image" and kind not in _PICTURES:
+        raise InfiniteTalkError("picture_unsupported", f"image is {kind.name}: use a JPEG, PNG or WebP picture.", param=name)
+    if name == "audio" and not kind.demuxer:
+        raise InfiniteTalkError(
+            "audio_unsupported", f"audio is {kind.name}: use a WAV, MP3, FLAC, OGG or M4A recording.", param=name
+        )
+
+
+def _size(size: str | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    width, height = (int(side) for side in size.split("x"))
+    for side in (width, height):
+        if side % 2 or not MIN_SIDE <= side <= MAX_SIDE:
+            raise InfiniteTalkError(
+                "size_invalid", f"size is {size}: use even sides from {MIN_SIDE} to {MAX_SIDE}.", param="size"
+            )
+    return width, height
+
+
+def _aspect(aspect: str | None) -> tuple[int, int] | None:
+    if aspect is None:
+        return None
+    wide, high = (int(side) for side in aspect.split(":"))
+    if not wide or not high or not 1 / _WIDEST_ASPECT <= wide / high <= _WIDEST_ASPECT:
+        raise InfiniteTalkError(
+            "aspect_ratio_invalid", f"aspect_ratio is {aspect}: choose one from 1:4 to 4:1, such as 9:16.", param="aspect_ratio"
+        )
+    return wide, high

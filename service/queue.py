@@ -1,0 +1,242 @@
+"""The queue and what else may be lost: leases, what running jobs say of themselves, and the index for listing.
+
+Jobs wait in dockets (Redis streams), one for each engine and class of jobs, since a docket has no priorities and a worker serves
+only the engines it has. All of it can be wiped: ``reconcile`` fills it again from the ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Self, cast
+
+from docket import Docket
+from docket.execution import Disposition, ExecutionState
+from redis.asyncio import Redis
+from redis.asyncio.connection import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from model_store.errors import InfiniteTalkError
+from service.job import Job, Live
+from service.settings import JOB_CLASSES, JobClass, Settings
+
+CALL_SECONDS = 3.0
+"""Bound of one call to Redis: it answers in a millisecond or not at all."""
+
+CONNECTIONS = 64
+TASK = "perform"
+"""The name under which workers register what they do."""
+
+Perform = Callable[[str, str], Awaitable[None]]
+"""What a worker does with a message: tenant and video id."""
+
+_RENEW = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('pexpire', KEYS[1], ARGV[2]) else return 0 end"
+_RELEASE = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) else return 0 end"
+
+
+class QueueUnavailable(InfiniteTalkError):
+    """Redis did not answer; the same call may succeed later."""
+
+    def __init__(self) -> None:
+        super().__init__("queue_unavailable", "The queue does not answer: try again in a few seconds.")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), ())
+
+
+@asynccontextmanager
+async def queue_errors(seconds: float = CALL_SECONDS) -> AsyncIterator[None]:
+    """Bound what is done within by time, and shape what Redis raises."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except (RedisError, OSError, TimeoutError, ExceptionGroup) as error:
+        raise QueueUnavailable from error
+
+
+async def _declared(tenant: str, video_id: str) -> None:
+    """The signature of the task, for those who only add it."""
+
+
+class Queue:
+    """One connection to the queue, entered with ``async with``.
+
+    Args:
+        settings: server, prefix, engines and time limits.
+        perform: what to do with a message; None for those who only add.
+    """
+
+    def __init__(self, settings: Settings, perform: Perform | None = None) -> None:
+        self.settings = settings
+        self._perform = perform or _declared
+        self._prefix = settings.redis_prefix
+        self.redis: Redis = Redis(
+            connection_pool=BlockingConnectionPool.from_url(
+                settings.queue_url,
+                max_connections=CONNECTIONS + settings.max_event_streams,
+                timeout=CALL_SECONDS,
+                socket_connect_timeout=CALL_SECONDS,
+                retry=Retry(NoBackoff(), 1),
+            )
+        )
+        self.dockets: dict[tuple[str, JobClass], Docket] = {}
+        self._stack = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        self._stack.push_async_callback(self.redis.aclose)
+        for engine in self.settings.engines:
+            for job_class in JOB_CLASSES:
+                docket = Docket(name=f"{self._prefix}-{engine}-{job_class}", url=self.settings.queue_url)
+                docket.register(self._perform, names=[TASK])
+                self.dockets[engine, job_class] = await self._stack.enter_async_context(docket)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def ping(self) -> None:
+        """Return if Redis answers; :class:`QueueUnavailable` if not."""
+        async with queue_errors():
+            await cast(Awaitable[bool], self.redis.ping())
+
+    # Waiting jobs
+
+    async def add(self, job: Job) -> None:
+        """Let a job wait for a worker; nothing changes if it waits or runs already."""
+        docket = self._docket(job)
+        async with queue_errors():
+            execution = await docket.add(TASK, key=job.id)(job.tenant, job.id)
+            if execution.disposition is Disposition.SCHEDULED:
+                await self._waits(job)
+            elif not await self.redis.exists(self._key("lease", job.id)):
+                # Known to the docket, and yet nobody may be working at it: a worker has claimed it and died.
+                standing = await docket.get_execution(job.id)
+                if standing and standing.state is ExecutionState.RUNNING:
+                    await docket.replace(TASK, datetime.now(UTC), job.id)(job.tenant, job.id)
+                    await self._waits(job)
+
+    async def put_back(self, job: Job, seconds: float = 0.0) -> None:
+        """Let a job that this process has claimed wait again, at the end, for at least ``seconds``."""
+        async with queue_errors():
+            when = datetime.now(UTC) + timedelta(seconds=seconds)
+            await self._docket(job).replace(TASK, when, job.id)(job.tenant, job.id)
+            await self._waits(job)
+
+    async def remove(self, job: Job) -> None:
+        """Take a job out of the queue, and make whoever works at it look whether it has ended."""
+        async with queue_errors():
+            await self.redis.delete(self._key("lease", job.id))
+            await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+            if docket := self.dockets.get((job.engine, job.job_class)):
+                await docket.cancel(job.id)
+
+    async def position(self, job: Job) -> int | None:
+        """How many jobs are to be taken before this one; None if it does not wait."""
+        async with queue_errors():
+            rank = await self.redis.zrank(self._waiting(job.engine, job.job_class), job.id)
+            if rank is None:
+                return None
+            ahead = 0 if job.job_class == "interactive" else await self.redis.zcard(self._waiting(job.engine, "interactive"))
+            return int(rank) + int(ahead)
+
+    async def waiting(self) -> int:
+        """How many jobs wait, of all engines and classes."""
+        async with queue_errors():
+            return sum([await self.redis.zcard(self._waiting(*line)) for line in self.dockets])
+
+    async def unclaimed(self, engine: str, job_class: JobClass) -> int:
+        """How many messages a docket holds that no worker has claimed."""
+        docket = self.dockets[engine, job_class]
+        async with queue_errors():
+            length = await self.redis.xlen(docket.stream_key)
+            if not length:
+                return 0
+            groups = await self.redis.xinfo_groups(docket.stream_key)
+            return int(length) - sum(int(group["pending"]) for group in groups)
+
+    async def started(self, job: Job) -> None:
+        """A worker has begun with it: it waits no longer."""
+        async with queue_errors():
+            await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+
+    # Leases: who works at a job. They save work and decide nothing; the ledger's conditional creates decide.
+
+    async def lease(self, video_id: str, holder: str) -> bool:
+        """Take the job's lease; False if another holds it."""
+        async with queue_errors():
+            return bool(await self.redis.set(self._key("lease", video_id), holder, nx=True, px=self._lease_ms))
+
+    async def renew(self, video_id: str, holder: str) -> bool:
+        """Hold the lease longer; False if it is no longer this holder's."""
+        async with queue_errors():
+            return bool(await self.redis.eval(_RENEW, 1, self._key("lease", video_id), holder, self._lease_ms))
+
+    async def release(self, video_id: str, holder: str) -> None:
+        """Give the lease up."""
+        async with queue_errors():
+            await self.redis.eval(_RELEASE, 1, self._key("lease", video_id), holder)
+
+    async def leased(self, video_id: str) -> bool:
+        """Whether somebody works at the job."""
+        async with queue_errors():
+            return bool(await self.redis.exists(self._key("lease", video_id)))
+
+    # What running jobs say of themselves
+
+    async def say(self, video_id: str, live: Live) -> None:
+        """Note where a job stands."""
+        async with queue_errors():
+            await self.redis.set(self._key("live", video_id), live.to_bytes(), px=int(self.settings.retention_seconds * 1000))
+
+    async def live(self, video_id: str) -> Live | None:
+        """Where a job stands, as far as is known."""
+        async with queue_errors():
+            data = await self.redis.get(self._key("live", video_id))
+        return Live.model_validate_json(data) if data else None
+
+    async def forget(self, job: Job) -> None:
+        """Drop everything about a job."""
+        async with queue_errors():
+            await self.redis.delete(self._key("live", job.id), self.events_key(job.id))
+            await self.redis.zrem(self.index_key(job.tenant), job.id)
+            await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+
+    # Names
+
+    def events_key(self, video_id: str) -> str:
+        """The stream of a job's events."""
+        return self._key("events", video_id)
+
+    def index_key(self, tenant: str) -> str:
+        """The sorted set of a tenant's jobs by time of creation."""
+        return self._key("index", tenant)
+
+    def key(self, *parts: str) -> str:
+        """A key of this deployment's own."""
+        return self._key(*parts)
+
+    def _key(self, *parts: str) -> str:
+        return ":".join((self._prefix, *parts))
+
+    def _waiting(self, engine: str, job_class: JobClass) -> str:
+        return self._key("waiting", engine, job_class)
+
+    @property
+    def _lease_ms(self) -> int:
+        # Shorter than the docket's own lease, so that a job that is delivered again is free to be taken.
+        return int(self.settings.lease_seconds * 500)
+
+    def _docket(self, job: Job) -> Docket:
+        docket = self.dockets.get((job.engine, job.job_class))
+        if docket is None:
+            raise InfiniteTalkError(
+                "engine_unknown", f"The engine {job.engine!r} is not offered here: add it to INFINITETALK_ENGINES.", param="model"
+            )
+        return docket
+
+    async def _waits(self, job: Job) -> None:
+        await self.redis.zadd(self._waiting(job.engine, job.job_class), {job.id: datetime.now(UTC).timestamp()}, nx=True)

@@ -1,0 +1,179 @@
+"""The worker: claims jobs, has them performed one at a time by its engine process, and answers for its own health."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+from contextlib import AsyncExitStack, suppress
+from datetime import timedelta
+
+from docket import Worker as DocketWorker
+from prometheus_client import Counter
+
+from model_store.errors import InfiniteTalkError
+from service.engine_process import EngineProcess
+from service.events import Events
+from service.index import Index
+from service.job import Job
+from service.ledger import Ledger
+from service.probes import serve_probes
+from service.queue import Queue, QueueUnavailable
+from service.reconcile import Reconciler
+from service.run import EngineUnusableError, Run, Workplace
+from service.settings import JobClass, Settings
+from service.storage import StoreUnavailable, open_store
+from service.uploads import Uploads
+
+GATE_SECONDS = 0.1
+"""How often an idle worker decides which classes of jobs it claims."""
+
+RECONNECT_SECONDS = 1.0
+
+JOBS = Counter("infinitetalk_jobs", "Jobs this worker ended, by how.", ["engine", "job_class", "status"])
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Performs jobs until it is told to stop.
+
+    Args:
+        settings: which queue, store, engines and classes.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.ledger = Ledger(open_store(settings))
+        self.uploads = Uploads(self.ledger.store, settings.retention_seconds, settings.max_audio_bytes)
+        self.queue = Queue(settings, self.perform)
+        self.index = Index(self.queue, self.ledger)
+        self.engine = EngineProcess(settings.stall_seconds)
+        self.stopping = asyncio.Event()
+        self.place = Workplace(
+            settings, self.ledger, self.queue, Events(self.queue), self.engine, self.name, self.stopping, self._gives_way
+        )
+        self._claimers: dict[tuple[str, JobClass], DocketWorker] = {}
+        self._current: Job | None = None
+        self._fault: EngineUnusableError | None = None
+
+    async def run(self) -> None:
+        """Work until :meth:`stop`, then finish or hand back what is under way.
+
+        Raises:
+            EngineUnusableError: no engine process can be started here.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(serve_probes(self.settings, self.is_ready))
+            await stack.enter_async_context(self.queue)
+            reconciler = Reconciler(self.settings, self.ledger, self.queue, self.index, self.uploads)
+            stack.push_async_callback(self.engine.kill)
+            tasks = [asyncio.create_task(reconciler.run()), asyncio.create_task(self._gates())]
+            for line, docket in self.queue.dockets.items():
+                if line[1] in self.settings.worker_classes:
+                    claimer = DocketWorker(
+                        docket,
+                        name=self.name,
+                        concurrency=0,
+                        redelivery_timeout=timedelta(seconds=self.settings.lease_seconds),
+                        reconnection_delay=timedelta(seconds=RECONNECT_SECONDS),
+                        schedule_automatic_tasks=False,
+                    )
+                    self._claimers[line] = await stack.enter_async_context(claimer)
+                    tasks.append(asyncio.create_task(claimer.run_forever()))
+            stop = asyncio.create_task(self.stopping.wait())
+            await asyncio.wait({stop, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+            self.stop()
+            while self._current is not None:
+                await asyncio.sleep(GATE_SECONDS)
+            for task in (stop, *tasks):
+                task.cancel()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
+        if self._fault:
+            raise self._fault
+
+    def stop(self) -> None:
+        """Claim nothing more; the running job is handed back after its running chunk."""
+        self.stopping.set()
+        self._set_gates(open_for=())
+
+    async def is_ready(self) -> bool:
+        """Whether store and queue can be reached."""
+        try:
+            await self.queue.ping()
+            await asyncio.to_thread(self.ledger.store.ping)
+        except (QueueUnavailable, StoreUnavailable):
+            return False
+        return not self.stopping.is_set()
+
+    async def perform(self, tenant: str, video_id: str) -> None:
+        """Perform one claimed job."""
+        job = await asyncio.to_thread(self.ledger.job, tenant, video_id)
+        if job is None:
+            return
+        if self._current is not None:
+            # Two dockets delivered at the same moment, and there is one engine.
+            await self.queue.put_back(job)
+            return
+        self._current = job
+        self._set_gates(open_for=())
+        run = asyncio.ensure_future(Run(self.place, job).perform())
+        try:
+            # A cancel of the message is no cancel of the job: the run learns of that from the ledger, and stops in order.
+            while not run.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait({run})
+            outcome = run.result()
+            if outcome:
+                JOBS.labels(job.engine, job.job_class, outcome.status).inc()
+        except EngineUnusableError as fault:
+            self._fault = fault
+            self.stop()
+        except InfiniteTalkError as error:
+            logger.warning("%s: given up for now: %s", video_id, error.message)
+        finally:
+            self._current = None
+
+    async def _gives_way(self, job: Job) -> bool:
+        """A batch job goes back to its queue when an interactive one waits that this worker could take."""
+        if job.job_class == "interactive":
+            return False
+        with suppress(QueueUnavailable):
+            return await self._interactive_waits()
+        return False
+
+    async def _interactive_waits(self) -> bool:
+        for engine, job_class in self._claimers:
+            if job_class == "interactive" and await self.queue.unclaimed(engine, job_class):
+                return True
+        return False
+
+    async def _gates(self) -> None:
+        """While idle, claim interactive jobs, and batch jobs when no interactive one waits."""
+        while True:
+            if self._current is None and not self.stopping.is_set():
+                with suppress(QueueUnavailable):
+                    waits = await self._interactive_waits()
+                    if self._current is None and not self.stopping.is_set():
+                        self._set_gates(open_for=("interactive",) if waits else ("interactive", "batch"))
+            await asyncio.sleep(GATE_SECONDS)
+
+    def _set_gates(self, open_for: tuple[JobClass, ...]) -> None:
+        # A docket worker reads its concurrency on every pass; 0 lets it keep its leases and claim nothing.
+        for (_, job_class), claimer in self._claimers.items():
+            claimer.concurrency = int(job_class in open_for)
+
+
+async def work(settings: Settings) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    worker = Worker(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, worker.stop)
+    await worker.run()
