@@ -40,7 +40,7 @@ class AudioInfo:
     """What a recording's header and first frame say.
 
     Args:
-        kind: the file's kind, for sentences ("an MP3 recording").
+        kind: the file's kind, for sentences ("an MP3 file").
         codec: FFmpeg's name of the codec (``mp3``, ``pcm_s16le``, ...).
         rate: sample rate in Hz, as decoded.
         layout: FFmpeg's name of the channel layout (``mono``, ``5.1``, ``8 channels``, ...).
@@ -87,7 +87,7 @@ def probe_audio(path: Path) -> AudioInfo:
                 channels,
                 _promised_seconds(container, stream, size),
             )
-    raise _error("audio_damaged", f"The recording is {kind.name} in which no sound can be decoded: it {_DAMAGED}.")
+    raise _error("audio_damaged", f"No sound can be decoded from the recording, {kind.name} that {_DAMAGED}.")
 
 
 def decode_audio(path: Path, start: float = 0.0, seconds: float | None = None) -> Iterator[Samples]:
@@ -223,7 +223,7 @@ def _frames(container: av.container.InputContainer, kind: sniff.Kind) -> Iterato
                 yield frame
     if broken > 1 + _BAD_SHARE * packets:
         raise _error(
-            "audio_damaged", f"{100 * broken / max(packets, broken):.0f}% of the recording cannot be decoded: it {_DAMAGED}"
+            "audio_damaged", f"{100 * broken / max(packets, broken):.0f}% of the recording cannot be decoded, it {_DAMAGED}."
         )
 
 

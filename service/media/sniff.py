@@ -24,8 +24,8 @@ class Kind:
 
 
 JPEG, PNG, WEBP = Kind("a JPEG picture"), Kind("a PNG picture"), Kind("a WebP picture")
-WAV, FLAC, OGG = Kind("a WAV recording", "wav"), Kind("a FLAC recording", "flac"), Kind("an OGG recording", "ogg")
-MP3, AAC = Kind("an MP3 recording", "mp3"), Kind("an AAC recording", "aac")
+WAV, FLAC, OGG = Kind("a WAV file", "wav"), Kind("a FLAC file", "flac"), Kind("an OGG file", "ogg")
+MP3, AAC = Kind("an MP3 file", "mp3"), Kind("an AAC file", "aac")
 MP4, WEBM = Kind("an MP4 file", "mp4"), Kind("a WebM file", "matroska")
 EMPTY, TEXT, UNKNOWN = Kind("an empty file"), Kind("a text file"), Kind("a file of an unknown kind")
 
@@ -46,8 +46,8 @@ _MAGIC = (
     (b"OggS", OGG),
     (b"\x1aE\xdf\xa3", WEBM),
     (b"MThd", Kind("a MIDI file")),
-    (b"#!AMR", Kind("an AMR recording")),
-    (b"caff", Kind("a CAF recording")),
+    (b"#!AMR", Kind("an AMR file")),
+    (b"caff", Kind("a CAF file")),
     (b"\x30\x26\xb2\x75", Kind("a Windows Media file")),
     (b"FLV\1", Kind("a Flash video")),
 )
@@ -66,7 +66,7 @@ def sniff(head: bytes) -> Kind:
     if head[:4] in {b"RIFF", b"RF64", b"BW64"}:
         return _RIFF.get(head[8:12], UNKNOWN)
     if head[:4] == b"FORM" and head[8:12] in {b"AIFF", b"AIFC"}:
-        return Kind("an AIFF recording")
+        return Kind("an AIFF file")
     if head[4:8] in _MP4_BOXES:
         return Kind("a HEIC or AVIF picture") if head[8:12] in _STILL_BRANDS else MP4
     return _mpeg_audio(head) or _text(head) or UNKNOWN
