@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from model_store.engine import (
     Checkpoint,
@@ -33,6 +34,10 @@ CHUNK_FRAMES = 72
 
 class PortraitEngine(Engine):
     """See the module."""
+
+    def __init__(self) -> None:
+        # The splines' systems are of size 100: a second BLAS thread only spins, and takes its core from the encoder.
+        self._limits = threadpool_limits(1, user_api="blas")
 
     name: ClassVar[str] = "portrait"
     version: ClassVar[int] = 1

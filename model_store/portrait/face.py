@@ -7,20 +7,16 @@ https://arxiv.org/abs/2006.10962) and the blendshape regressor (https://arxiv.or
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import as_file, files
 
 import cv2
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from model_store.engine import Picture
 from model_store.errors import InfiniteTalkError
-
-_MODELS = files("model_store.portrait") / "models"
+from model_store.portrait.networks import run
 
 MIN_FACE = 48
 """Smallest face, in pixels between the outer edges of its cheeks, that carries enough detail to be animated."""
@@ -117,21 +113,6 @@ def find_face(picture: Picture) -> Face:
 
 
 @cache
-def _network(name: str) -> Interpreter:
-    with as_file(_MODELS / "face_landmarker.task") as bundle, zipfile.ZipFile(bundle) as archive:
-        network = Interpreter(model_content=archive.read(name), num_threads=1)
-    network.allocate_tensors()
-    return network
-
-
-def _run(name: str, value: NDArray[np.floating]) -> list[NDArray[np.floating]]:
-    network = _network(name)
-    network.set_tensor(network.get_input_details()[0]["index"], value)
-    network.invoke()
-    return [network.get_tensor(output["index"]) for output in network.get_output_details()]
-
-
-@cache
 def _anchors() -> NDArray[np.floating]:
     """Centres ``[896, 2]`` of the detector's boxes in 0..1: two a cell at stride 8, six a cell at stride 16."""
     centres = []
@@ -183,7 +164,7 @@ def _detect_square(picture: Picture, x: float, y: float, side: float) -> list[tu
         crop = cv2.warpAffine(small, matrix, (128, 128), flags=cv2.INTER_LINEAR)
     else:
         crop = cv2.warpAffine(picture, matrix, (128, 128), flags=flags)
-    boxes, logits = _run("face_detector.tflite", crop[None].astype(np.float32) / 127.5 - 1)
+    boxes, logits = run("face_landmarker.task/face_detector.tflite", crop[None].astype(np.float32) / 127.5 - 1)
     scores = 1 / (1 + np.exp(-np.clip(logits[0, :, 0], -50, 50)))
     found = []
     for i in np.flatnonzero(scores > MIN_SCORE):
@@ -211,7 +192,7 @@ def _fit(picture: Picture, centre: NDArray[np.floating], size: float, angle: flo
         shift = np.array([dx, dy], np.float32) * size
         looks.append(_landmarks(picture, centre + shift, size * zoom, angle)[0])
     points = np.mean(looks, axis=0, dtype=np.float32)
-    (shapes,) = _run("face_blendshapes.tflite", points[None, _BLENDSHAPE_POINTS, :2])
+    (shapes,) = run("face_landmarker.task/face_blendshapes.tflite", points[None, _BLENDSHAPE_POINTS, :2])
     expression = {name: float(np.mean(shapes[list(places)])) for name, places in _EXPRESSIONS.items()}
     return Face(points, expression, score)
 
@@ -236,7 +217,7 @@ def _landmarks(picture: Picture, centre: NDArray[np.floating], size: float, angl
     if scale > 2:
         blurred = cv2.GaussianBlur(picture, (0, 0), 0.4 * scale)
         crop = cv2.warpAffine(blurred, place, (256, 256), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-    raw, presence, _ = _run("face_landmarks_detector.tflite", crop[None].astype(np.float32) / 255)
+    raw, presence, _ = run("face_landmarker.task/face_landmarks_detector.tflite", crop[None].astype(np.float32) / 255)
     local = raw.reshape(478, 3)
     points = np.empty((478, 3), np.float32)
     points[:, :2] = local[:, :2] @ place[:, :2].T + place[:, 2]

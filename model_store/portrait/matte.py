@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import as_file, files
 
 import cv2
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from model_store.engine import Picture
+from model_store.portrait.networks import run
 
 Plane = NDArray[np.floating]
 """One value a pixel, ``[H, W]``."""
@@ -63,23 +61,12 @@ def _disc(radius: int) -> NDArray[np.uint8]:
     return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size, size))
 
 
-@cache
-def _network() -> Interpreter:
-    with as_file(files("model_store.portrait") / "models" / "selfie_segmentation.tflite") as path:
-        network = Interpreter(model_path=str(path), num_threads=1)
-    network.allocate_tensors()
-    return network
-
-
 def _segment(picture: Picture) -> Plane:
     """Probability of "person" at the picture's size, from MediaPipe's selfie segmentation (256 x 256)."""
     height, width = picture.shape[:2]
-    network = _network()
     value = cv2.resize(picture, (256, 256), interpolation=cv2.INTER_AREA)[None].astype(np.float32) / 255
-    network.set_tensor(network.get_input_details()[0]["index"], value)
-    network.invoke()
-    mask = network.get_tensor(network.get_output_details()[0]["index"])[0, :, :, 0]
-    return cv2.resize(mask, (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1).astype(np.float32)
+    (mask,) = run("selfie_segmentation.tflite", value)
+    return cv2.resize(mask[0, :, :, 0], (width, height), interpolation=cv2.INTER_CUBIC).clip(0, 1).astype(np.float32)
 
 
 def _refine(mask: Plane, image: NDArray[np.floating], reach: float) -> Plane:

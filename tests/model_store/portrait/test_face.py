@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from model_store.errors import InfiniteTalkError
-from model_store.portrait import face as face_module
 from model_store.portrait.face import find_face
+from model_store.portrait.networks import MODELS
 
 from .pictures import ASTRONAUT, LADY_AGNEW, MONA_LISA, read
 
 
 def test_vendored_models_are_the_ones_named() -> None:
-    lines = (face_module._MODELS / "SHA256SUMS").read_text().split("\n")
+    lines = (MODELS / "SHA256SUMS").read_text().split("\n")
     for line in filter(None, lines):
         digest, name = line.split()
-        assert hashlib.sha256((face_module._MODELS / name).read_bytes()).hexdigest() == digest
+        assert hashlib.sha256((MODELS / name).read_bytes()).hexdigest() == digest
 
 
 @pytest.mark.parametrize(("path", "eyes", "yaw"), [(ASTRONAUT, 100, 0), (MONA_LISA, 251, -19), (LADY_AGNEW, 111, 0)])
