@@ -8,7 +8,7 @@ more than the bf16 model.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +95,7 @@ def fill(
     loras: Sequence[Lora] = (),
     pack: Callable[[str], bool] = lambda _: False,
     pack_dtype: torch.dtype | None = None,
+    tied: Collection[str] = (),
     on_tensor: OnTensor = lambda done, total: None,
 ) -> None:
     """Give every parameter and persistent buffer of ``module`` its tensor from ``files``.
@@ -109,13 +110,14 @@ def fill(
         loras: differences to add, in fp32, before the cast.
         pack: whether a Linear's weight may be kept in 8 bits.
         pack_dtype: the 8-bit format; None packs only what is packed in the file.
+        tied: names that the module shares with others of its tensors, for the caller to tie afterwards.
         on_tensor: progress.
 
     Raises:
         InfiniteTalkError: ``weights_key_unknown``, ``weights_key_missing``, ``weights_shape_mismatch``,
             ``weights_damaged``; each names file, tensor and cure.
     """
-    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items() if name not in tied}
     sources = _collect(files, rename, split, wanted)
     described = ", ".join(file.file for file in files)
     for name in wanted:
