@@ -1,5 +1,17 @@
 """Triton kernels of the video transformer, each beside its plain-torch reference."""
 
+from kernels.attention import attention, attention_with_lse, merge_attention
+from kernels.block_sparse import BlockList, block_sparse_attention, select_blocks
+from kernels.class_map import class_attention_map
+from kernels.cross_attention import framewise_attention, text_image_attention
+from kernels.eight_bit_attention import (
+    EightBitQK,
+    EightBitV,
+    eight_bit_attention,
+    qk_norm_rope_quantised,
+    quantise_qk,
+    quantise_v,
+)
 from kernels.gelu import gelu_tanh
 from kernels.layer_norm import (
     layer_norm,
@@ -8,29 +20,39 @@ from kernels.layer_norm import (
     residual_gate_norm,
     residual_gate_norm_quantised,
 )
+from kernels.linear import EightBitWeight, layer_precision, linear_eight_bit, quantise_weight
 from kernels.quantise import gelu_tanh_quantised, quantise_rows
-from kernels.reference import (
-    attention,
-    class_attention_map,
-    framewise_attention,
-    text_image_attention,
-)
 from kernels.rms_rope import qk_norm_rope, rms_norm, rope_1d
 
 __all__ = [
+    "BlockList",
+    "EightBitQK",
+    "EightBitV",
+    "EightBitWeight",
     "attention",
+    "attention_with_lse",
+    "block_sparse_attention",
     "class_attention_map",
+    "eight_bit_attention",
     "framewise_attention",
     "gelu_tanh",
     "gelu_tanh_quantised",
     "layer_norm",
     "layer_norm_modulate",
     "layer_norm_quantised",
+    "layer_precision",
+    "linear_eight_bit",
+    "merge_attention",
     "qk_norm_rope",
+    "qk_norm_rope_quantised",
+    "quantise_qk",
     "quantise_rows",
+    "quantise_v",
+    "quantise_weight",
     "residual_gate_norm",
     "residual_gate_norm_quantised",
     "rms_norm",
     "rope_1d",
+    "select_blocks",
     "text_image_attention",
 ]

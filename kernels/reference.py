@@ -7,6 +7,8 @@ dtype unless a docstring says otherwise. Nothing here needs Triton or a GPU. Act
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -171,6 +173,13 @@ def gelu_tanh_quantised(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> 
     return quantise_rows(F.gelu(x.to(_working_dtype(x)), approximate="tanh"), dtype)
 
 
+# A block list has one entry for Q_BLOCK queries and K_BLOCK keys; quantised keys share one scale in groups of K_GROUP.
+Q_BLOCK = 128
+K_BLOCK = 64
+K_GROUP = 128
+# A transposed V has its columns padded with zeros to a multiple of this, so that no tile of keys overhangs them.
+V_PADDING = 128
+
 # The largest magnitude that quantisation uses; -128 is left out so that int8 is symmetric.
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
@@ -241,3 +250,85 @@ def class_attention_map(q: Tensor, k: Tensor, masks: Tensor, num_heads: int) -> 
     values = (classes / classes.sum(-1, keepdim=True).clamp(min=1)).t().expand(num_heads, -1, -1)
     out, _ = _softmax_attention(qh, kh, values, qh.shape[-1] ** -0.5)
     return out.mean(0).t().contiguous()
+
+
+def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over all keys from (output [L, H*D], log-sum-exp [H, L]) over disjoint parts of them -> [L, H*D].
+
+    Each part's weight is its share of the softmax's denominator (ring attention, arXiv:2310.01889).
+    """
+    lses = torch.stack([lse for _, lse in parts])
+    shares = torch.softmax(lses, dim=0)
+    num_heads = lses.shape[1]
+    dtype = _working_dtype(lses, *(out for out, _ in parts))
+    merged = sum(
+        (_split_heads(out, num_heads, dtype) * share.unsqueeze(-1) for (out, _), share in zip(parts, shares, strict=True)),
+        start=torch.zeros((), dtype=dtype, device=lses.device),
+    )
+    return _merge_heads(merged).to(parts[0][0].dtype)
+
+
+def quantise_qk(q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """q and k [L, H*D] in 8 bits for attention: (q, q_scale [H, Lq], k, k_scale [H, ceil(Lk / K_GROUP)]), scales fp32.
+
+    A scale for each query and head, and for each K_GROUP keys and head. K's mean over tokens is taken away first: it adds the
+    same number to all scores of a query, which softmax does not see, and it is what spoils 8-bit keys (arXiv:2410.02367).
+    """
+    wide = _working_dtype(q, k)
+    qh, kh = (_split_heads(x, num_heads, wide) for x in (q, k))
+    kh = kh - kh.mean(-2, keepdim=True)
+    q_scale = qh.abs().amax(-1).clamp(min=1e-12) / LARGEST[dtype]
+    peaks = F.pad(kh.abs().amax(-1), (0, -k.shape[0] % K_GROUP)).unflatten(-1, (-1, K_GROUP)).amax(-1)
+    k_scale = peaks.clamp(min=1e-12) / LARGEST[dtype]
+    each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
+    values = [_merge_heads(to_eight_bits(x, dtype)) for x in (qh / q_scale.unsqueeze(-1), kh / each_key)]
+    return values[0], q_scale.float(), values[1], k_scale.float()
+
+
+def quantise_v(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """v [L, H*D] as fp8 e4m3, transposed: (values [H*D, L padded with zeros to V_PADDING], scale [H*D], mean [H*D]).
+
+    v ~ values^T * scale + mean; the mean is added back to attention's output, whose weights sum to one (arXiv:2411.10958).
+    """
+    wide = v.to(_working_dtype(v))
+    mean = wide.mean(0)
+    centred = wide - mean
+    scale = centred.abs().amax(0).clamp(min=1e-12) / LARGEST[torch.float8_e4m3fn]
+    padded = F.pad((centred / scale).t(), (0, -v.shape[0] % V_PADDING))
+    return padded.to(torch.float8_e4m3fn).contiguous(), scale.float(), mean.float()
+
+
+def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 q and (mean-free) k [L, H*D] from what ``quantise_qk`` gives."""
+    num_heads = q_scale.shape[0]
+    each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
+    qh, kh = (_split_heads(x.float(), num_heads, torch.float32) for x in (q, k))
+    return _merge_heads(qh * q_scale.unsqueeze(-1)), _merge_heads(kh * each_key)
+
+
+def dequantise_v(values: Tensor, scale: Tensor, mean: Tensor, length: int) -> Tensor:
+    """fp32 v [L, H*D] from what ``quantise_v`` gives."""
+    return values.float().t()[:length] * scale + mean
+
+
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, block_list: Tensor, block_count: Tensor, scale: float | None = None
+) -> Tensor:
+    """Attention in which Q_BLOCK queries see only the K_BLOCK-key blocks listed for them.
+
+    q [Lq, H*D], k and v [Lk, H*D]; block_list [H, ceil(Lq / Q_BLOCK), widest], of whose last axis the first block_count
+    [H, ceil(Lq / Q_BLOCK)] entries count, ascending.
+    """
+    dtype = _working_dtype(q, k, v)
+    qh, kh, vh = (_split_heads(x, num_heads, dtype) for x in (q, k, v))
+    scale = qh.shape[-1] ** -0.5 if scale is None else scale
+    blocks = -(-k.shape[0] // K_BLOCK)
+    listed = torch.arange(block_list.shape[-1], device=q.device) < block_count.unsqueeze(-1)
+    seen = torch.zeros((*block_count.shape, blocks + 1), dtype=torch.bool, device=q.device)
+    seen.scatter_(-1, torch.where(listed, block_list.long(), blocks), True)
+    out = torch.empty_like(qh)
+    for index, rows in enumerate(range(0, q.shape[0], Q_BLOCK)):
+        keys = seen[:, index, :blocks].repeat_interleave(K_BLOCK, dim=-1)[:, None, : k.shape[0]]
+        scores = (qh[:, rows : rows + Q_BLOCK] @ kh.transpose(-1, -2) * scale).masked_fill(~keys, float("-inf"))
+        out[:, rows : rows + Q_BLOCK] = scores.softmax(-1) @ vh
+    return _merge_heads(out).to(q.dtype)

@@ -19,13 +19,15 @@ SHARED_MEMORY = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448}
 
 @dataclass(frozen=True)
 class Launch:
-    """How a kernel is started: warps and pipeline stages, query or output rows and key columns of a tile (0: it has none)."""
+    """How a kernel is started: warps and pipeline stages, query or output rows, key or output columns and inner
+    length of a tile (0: it has none), and whether tiles come through tensor memory descriptors."""
 
     num_warps: int
     num_stages: int = 1
     block_m: int = 0
     block_n: int = 0
     block_k: int = 0
+    tma: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,64 @@ def _everywhere(entry: Entry) -> dict[Architecture, Entry]:
 # One program a row of 5120: 128 threads hold 40 values each and load 16 bytes at a time.
 _ROW = _everywhere(Launch(num_warps=4))
 
+_NO_FP8 = Unavailable("sm_80 has no fp8; 16-bit values serve it")
+
 _SETTINGS: dict[str, dict[Architecture, Entry]] = {
     "layer_norm": _ROW,
     "residual_gate_norm": _ROW,
     "rms_rope": _ROW,
     "quantise_rows": _everywhere(Launch(num_warps=4, block_n=2048)),
+    "text_image_attention": {
+        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),  # 64 keys spill
+        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_90": Launch(num_warps=8, num_stages=3, block_m=128, block_n=64),  # 128 keys spill
+    },
+    "framewise_attention": _everywhere(Launch(num_warps=4, num_stages=1, block_m=64, block_n=64)),
+    "class_attention_map": {
+        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_90": Launch(num_warps=4, num_stages=2, block_m=64, block_n=64),
+    },
+    # Self-attention. Without descriptors 16-bit products leave registers for 32 keys a tile, 8-bit ones for 64.
+    "flash_16bit": {
+        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
+    },
+    "flash_8bit_16bit": {
+        "sm_80": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
+        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
+        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
+    },
+    "flash_8bit_fp8": {
+        "sm_80": _NO_FP8,
+        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
+        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
+    },
+    # Block-sparse: block_n divides reference.K_BLOCK.
+    "sparse_16bit": {
+        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64, tma=True),
+    },
+    "sparse_8bit_16bit": {
+        "sm_80": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
+        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
+        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64, tma=True),
+    },
+    "sparse_8bit_fp8": {
+        "sm_80": _NO_FP8,
+        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
+        "sm_90": Launch(num_warps=8, num_stages=3, block_m=128, block_n=64, tma=True),
+    },
+    # Tiles of K_GROUP or V_PADDING tokens and one head, 64 values a thread.
+    "quantise_qk": _everywhere(Launch(num_warps=8, block_m=128)),
+    "channel_statistics": _everywhere(Launch(num_warps=4, block_m=64, block_n=512)),
+    "int8_linear": {
+        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),
+        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),
+        "sm_90": Launch(num_warps=8, num_stages=4, block_m=128, block_n=128, block_k=128),
+    },
     "gelu_tanh": _everywhere(Launch(num_warps=4, block_n=2048)),
 }
 

@@ -1,0 +1,288 @@
+"""The self-attention kernel: one program a tile of queries of one head, a running softmax over the keys it is given.
+
+One body serves every variant, since they differ in constants only:
+
+- products q k^T in 16 bits, int8 or fp8 (with a scale for each query row and each group of K_GROUP keys);
+- products p v in 16 bits, or in fp8 from V transposed (fp8 tensor cores read both operands along the keys) with a scale and
+  a mean for each channel; fp8 sums carry 22 bits on Hopper and Ada, so they are promoted to fp32 at every tile of keys;
+- all keys, or for each block of Q_BLOCK queries an ascending list of blocks of K_BLOCK keys;
+- tiles through the tensor memory accelerator's descriptors (sm_90) or through pointers (Ampere and Ada spill on descriptors).
+
+Only the last block of keys is masked: lists are ascending, so the ragged end of the keys can stand nowhere else.
+Floor: 4 * Lq * Lk * H * D operations (times the kept share of blocks) over the tensor cores' rate for the type; in 8 bits the
+exponentials, Lq * Lk * H over the special function units' rate, weigh as much.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, no_type_check
+
+import torch
+from torch import Tensor
+
+from kernels._softmax import LOG2_E, load_tile, softmax_start, softmax_weights, store_tile
+from kernels._triton import jit, launch, tl
+from kernels.dispatch import architecture
+from kernels.reference import K_BLOCK, K_GROUP, Q_BLOCK
+from kernels.settings import launch_settings
+
+# The largest softmax weight becomes 2^8.8 = 446, just under fp8 e4m3's 448, to use its whole range.
+_FP8_LIFT = 8.8
+
+
+@dataclass(frozen=True)
+class FlashInputs:
+    """Operands of one launch; see the module for what each optional one selects.
+
+    q [Lq, H*D]; k [Lk, H*D]; v [Lk, H*D], or [H*D, padded Lk] fp8; q_scale [H, Lq], k_scale [H, ceil(Lk / K_GROUP)],
+    v_scale and v_mean [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count [H, ceil(Lq / Q_BLOCK)] int32.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    q_scale: Tensor | None = None
+    k_scale: Tensor | None = None
+    v_scale: Tensor | None = None
+    v_mean: Tensor | None = None
+    block_list: Tensor | None = None
+    block_count: Tensor | None = None
+
+
+@jit
+@no_type_check
+def _rows_of(
+    source, row, channel, rows, stride, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr
+):
+    tile = source.load([row, channel]) if TMA else load_tile(source + channel, row, rows, stride, HEAD_DIM, BLOCK, MASKED)
+    return tile
+
+
+@jit
+@no_type_check
+def _step(
+    query,
+    k,
+    v,
+    k_scale,
+    start,
+    channel,
+    k_len,
+    k_stride,
+    v_stride,
+    factor,
+    acc,
+    peak,
+    total,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr,
+    MASKED: tl.constexpr,
+    EIGHT_BIT_QK: tl.constexpr,
+    EIGHT_BIT_PV: tl.constexpr,
+    TMA: tl.constexpr,
+    LIFT: tl.constexpr,
+):
+    k_tile = _rows_of(k, start, channel, k_len, k_stride, HEAD_DIM, BLOCK_N, MASKED, TMA)
+    scores = tl.dot(query, tl.trans(k_tile))
+    if EIGHT_BIT_QK:
+        factor = factor * tl.load(k_scale + start // GROUP)
+    weights, acc, peak, total = softmax_weights(scores, acc, peak, total, factor, k_len - start, MASKED, EIGHT_BIT_QK, LIFT)
+    if EIGHT_BIT_PV:
+        v_tile = v.load([channel, start]) if TMA else load_tile(v + start, channel, 0, v_stride, BLOCK_N, HEAD_DIM, False)
+        acc = tl.dot(weights.to(v_tile.dtype), tl.trans(v_tile), acc, max_num_imprecise_acc=BLOCK_N)
+    else:
+        v_tile = _rows_of(v, start, channel, k_len, v_stride, HEAD_DIM, BLOCK_N, MASKED, TMA)
+        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc)
+    return acc, peak, total
+
+
+@jit
+@no_type_check
+def _flash_kernel(
+    q,
+    k,
+    v,
+    out,
+    lse,
+    q_scale,
+    k_scale,
+    v_scale,
+    v_mean,
+    block_list,
+    block_count,
+    q_len,
+    k_len,
+    q_stride,
+    k_stride,
+    v_stride,
+    out_stride,
+    widest,
+    factor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUP: tl.constexpr,
+    LIST_ROWS: tl.constexpr,
+    PIECES: tl.constexpr,
+    EIGHT_BIT_QK: tl.constexpr,
+    EIGHT_BIT_PV: tl.constexpr,
+    TMA: tl.constexpr,
+    LIFT: tl.constexpr,
+):
+    row = tl.program_id(0) * BLOCK_M
+    head = tl.program_id(1)
+    channel = head * HEAD_DIM
+    query = _rows_of(q, row, channel, q_len, q_stride, HEAD_DIM, BLOCK_M, True, TMA)
+    if EIGHT_BIT_QK:
+        index = row + tl.arange(0, BLOCK_M)
+        factor = factor * tl.load(q_scale + head * q_len + index, mask=index < q_len, other=1.0)
+        k_scale += head * tl.cdiv(k_len, GROUP)
+    if block_list is not None:
+        entry = head * tl.cdiv(q_len, LIST_ROWS) + row // LIST_ROWS
+        block_list += entry.to(tl.int64) * widest
+        last = tl.load(block_count + entry) - 1
+    else:
+        last = tl.cdiv(k_len, BLOCK_N) - 1
+
+    acc, peak, total = softmax_start(BLOCK_M, HEAD_DIM)
+    for step in range(0, last * PIECES):
+        if block_list is not None:
+            start = (tl.load(block_list + step // PIECES) * PIECES + step % PIECES) * BLOCK_N
+        else:
+            start = step * BLOCK_N
+        acc, peak, total = _step(
+            query,
+            k,
+            v,
+            k_scale,
+            start,
+            channel,
+            k_len,
+            k_stride,
+            v_stride,
+            factor,
+            acc,
+            peak,
+            total,
+            HEAD_DIM,
+            BLOCK_N,
+            GROUP,
+            False,
+            EIGHT_BIT_QK,
+            EIGHT_BIT_PV,
+            TMA,
+            LIFT,
+        )
+    block = tl.load(block_list + last) if block_list is not None else last
+    for piece in tl.static_range(PIECES):
+        acc, peak, total = _step(
+            query,
+            k,
+            v,
+            k_scale,
+            (block * PIECES + piece) * BLOCK_N,
+            channel,
+            k_len,
+            k_stride,
+            v_stride,
+            factor,
+            acc,
+            peak,
+            total,
+            HEAD_DIM,
+            BLOCK_N,
+            GROUP,
+            True,
+            EIGHT_BIT_QK,
+            EIGHT_BIT_PV,
+            TMA,
+            LIFT,
+        )
+
+    mixed = acc / total[:, None]
+    if EIGHT_BIT_PV:
+        channels = channel + tl.arange(0, HEAD_DIM)
+        # The weights of a row sum to one, so the mean that was taken from V comes back whole.
+        mixed = mixed * tl.load(v_scale + channels)[None, :] + tl.load(v_mean + channels)[None, :]
+    store_tile(out + channel, mixed, row, q_len, out_stride, HEAD_DIM, BLOCK_M)
+    if lse is not None:
+        index = row + tl.arange(0, BLOCK_M)
+        natural = (peak + tl.log2(total) - LIFT) * 0.6931471805599453
+        tl.store(lse + head * q_len + index, natural, mask=index < q_len)
+
+
+def start_flash(setting: str, inputs: FlashInputs, num_heads: int, scale: float | None, out: Tensor, lse: Tensor | None) -> None:
+    """Run the kernel with the settings named, into out [Lq, H*D] and, if given, lse [H, Lq] fp32."""
+    arch = architecture(inputs.q)
+    assert arch is not None
+    settings = launch_settings(setting, arch)
+    q_len, width = inputs.q.shape
+    k_len = inputs.k.shape[0]
+    head_dim = width // num_heads
+    scale = head_dim**-0.5 if scale is None else scale
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"the scale of scores must be positive, not {scale}")
+    if k_len == 0:
+        raise ValueError("attention over no keys has no answer")
+    tma = settings.tma and all(_can_describe(x) for x in (inputs.q, inputs.k, inputs.v))
+    transposed = inputs.v_scale is not None
+    operands: tuple[Any, Any, Any] = (inputs.q, inputs.k, inputs.v)
+    if tma:
+        keys_tile, values_tile = [settings.block_n, head_dim], [head_dim, settings.block_n]
+        operands = (
+            _describe(inputs.q, [settings.block_m, head_dim]),
+            _describe(inputs.k, keys_tile),
+            _describe(inputs.v, values_tile if transposed else keys_tile),
+        )
+    launch(
+        _flash_kernel,
+        (-(-q_len // settings.block_m), num_heads),
+        *operands,
+        out,
+        lse,
+        inputs.q_scale,
+        inputs.k_scale,
+        inputs.v_scale,
+        inputs.v_mean,
+        inputs.block_list,
+        inputs.block_count,
+        q_len,
+        k_len,
+        inputs.q.stride(0),
+        inputs.k.stride(0),
+        inputs.v.stride(0),
+        out.stride(0),
+        0 if inputs.block_list is None else inputs.block_list.shape[2],
+        scale * LOG2_E,
+        HEAD_DIM=head_dim,
+        BLOCK_M=settings.block_m,
+        BLOCK_N=settings.block_n,
+        GROUP=K_GROUP,
+        LIST_ROWS=Q_BLOCK,
+        PIECES=1 if inputs.block_list is None else K_BLOCK // settings.block_n,
+        EIGHT_BIT_QK=inputs.q_scale is not None,
+        EIGHT_BIT_PV=transposed,
+        TMA=tma,
+        LIFT=_FP8_LIFT if transposed else 0.0,
+        num_warps=settings.num_warps,
+        num_stages=settings.num_stages,
+    )
+
+
+def _can_describe(x: Tensor) -> bool:
+    """Descriptors need a 16-byte aligned start and rows that are multiples of 16 bytes."""
+    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
+
+
+def _describe(x: Tensor, tile: list[int]) -> Any:
+    descriptor = import_module("triton.tools.tensor_descriptor").TensorDescriptor
+    return descriptor(x, list(x.shape), list(x.stride()), tile)
+
+
+def empty_lse(q: Tensor, num_heads: int) -> Tensor:
+    """Room for the log-sum-exp of every head and query."""
+    return torch.empty((num_heads, q.shape[0]), dtype=torch.float32, device=q.device)

@@ -1,0 +1,99 @@
+"""Self-attention in 16 bits, exact: softmax(q k^T * scale) v, and its log-sum-exp for merging.
+
+Served by cuDNN, torch's default (FlashAttention-2) or the Triton kernel of ``_flash``, in the order that published figures
+give for each architecture at head_dim 128 and long sequences, not causal: on sm_90 cuDNN bf16 595-631 TFLOP/s against 480-560
+for Triton; on sm_80 and sm_89 FlashAttention-2, cuDNN being slower there. The bench compares them on a device at hand, and
+``INFINITETALK_KERNELS=attention=...`` chooses another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from kernels import reference
+from kernels._flash import FlashInputs, empty_lse, start_flash
+from kernels._operation import operation, room
+from kernels._softmax import head_dim_obstacle, rows_obstacle
+from kernels._triton import INTERPRETED
+from kernels.dispatch import Option, architecture, choose, runs_plain, triton_obstacle
+
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
+    """q [Lq, H*D], k and v [Lk, H*D] -> [Lq, H*D] in q's dtype; scale is 1/sqrt(D) unless given, and positive."""
+    if runs_plain(q):
+        return reference.attention(q, k, v, num_heads, scale)
+    return _attention_op(q, k, v, num_heads, scale)
+
+
+def attention_with_lse(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None = None) -> tuple[Tensor, Tensor]:
+    """``attention`` and the natural log-sum-exp of every query's scaled scores [H, Lq] fp32, for ``merge_attention``."""
+    if runs_plain(q):
+        return reference.attention_with_lse(q, k, v, num_heads, scale)
+    return _attention_lse_op(q, k, v, num_heads, scale)
+
+
+def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """One attention from (output [L, H*D], log-sum-exp [H, L]) over disjoint parts of the keys, in plain torch -> [L, H*D]."""
+    return reference.merge_attention(parts)
+
+
+def sixteen_bit_obstacle(setting: str, num_heads: int, q: Tensor, k: Tensor, v: Tensor) -> str | None:
+    """Why the Triton kernel cannot serve 16-bit attention of these tensors, or None."""
+    obstacle = triton_obstacle(setting, q, SIXTEEN_BIT) or head_dim_obstacle(q.shape[-1], num_heads) or rows_obstacle(q, k, v)
+    if obstacle is None and not q.dtype == k.dtype == v.dtype:
+        return "q, k and v differ in dtype"
+    return obstacle
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
+    heads = [x.reshape(1, x.shape[0], num_heads, -1).transpose(1, 2) for x in (q, k, v)]
+    out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale)
+    return out.transpose(1, 2).reshape(q.shape)
+
+
+@operation("attention", fake=lambda q, *_: room(q))
+def _attention_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
+    triton = Option("triton", "the kernel of this library", sixteen_bit_obstacle("flash_16bit", num_heads, q, k, v))
+    sdpa = Option("sdpa", "torch's default, FlashAttention-2 for 16 bits", None if q.device.type == "cuda" else "no GPU")
+    cudnn = Option("cudnn", "the fastest published 16-bit kernel for long sequences", _cudnn_obstacle(q, num_heads))
+    plain = Option("reference", "plain torch serves everything")
+    chosen = choose("attention", (cudnn, sdpa, triton, plain) if not INTERPRETED else (triton, plain))
+    if chosen == "cudnn":
+        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+            return _sdpa(q, k, v, num_heads, scale)
+    if chosen == "sdpa":
+        return _sdpa(q, k, v, num_heads, scale)
+    if chosen == "reference":
+        return reference.attention(q, k, v, num_heads, scale)
+    out = room(q)
+    start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, out, None)
+    return out
+
+
+def _cudnn_obstacle(q: Tensor, num_heads: int) -> str | None:
+    if q.device.type != "cuda" or not torch.backends.cudnn.is_available():
+        return "cuDNN is not available"
+    if q.dtype not in SIXTEEN_BIT:
+        return f"cuDNN's attention takes 16 bits, not {q.dtype}"
+    if architecture(q) != "sm_90" or torch.cuda.get_device_capability(q.device) != (9, 0):
+        return "cuDNN's attention is ahead on Hopper only"
+    head_dim = q.shape[-1] // num_heads
+    return None if head_dim % 8 == 0 and head_dim <= 128 else f"head_dim {head_dim} is not a multiple of 8 up to 128"
+
+
+@operation("attention_with_lse", fake=lambda q, _k, _v, num_heads, _s: (room(q), empty_lse(q, num_heads)))
+def _attention_lse_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> tuple[Tensor, Tensor]:
+    triton = Option("triton", "the kernel of this library", sixteen_bit_obstacle("flash_16bit", num_heads, q, k, v))
+    if choose("attention_with_lse", (triton, Option("reference", "plain torch serves everything"))) == "reference":
+        out, lse = reference.attention_with_lse(q, k, v, num_heads, scale)
+        return out, lse.float()
+    out, lse = room(q), empty_lse(q, num_heads)
+    start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, out, lse)
+    return out, lse

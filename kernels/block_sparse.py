@@ -1,0 +1,128 @@
+"""Block-sparse self-attention in 16 bits, and a training-free choice of which blocks of keys each block of queries sees.
+
+The choice follows SpargeAttention (arXiv:2502.18137): blocks whose tokens resemble each other are judged by their means, the
+best-scoring key blocks are kept, and blocks whose tokens do not resemble each other, which a mean would misjudge, are kept
+whole. What is near in space and time is kept too. Blocks are reference.Q_BLOCK queries by reference.K_BLOCK keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels import reference
+from kernels._flash import FlashInputs, start_flash
+from kernels._operation import operation, room
+from kernels.attention import sixteen_bit_obstacle
+from kernels.dispatch import Option, choose, runs_plain
+from kernels.reference import K_BLOCK, Q_BLOCK
+
+
+class BlockList(NamedTuple):
+    """For each block of queries the key blocks it sees, ascending.
+
+    listed is [H, query blocks, widest] int32; of each last axis the first counts [H, query blocks] int32, at least 1, count.
+    """
+
+    listed: Tensor
+    counts: Tensor
+
+    def density(self, key_blocks: int) -> float:
+        """The share of all (query block, key block) pairs that is kept."""
+        return float(self.counts.float().mean()) / key_blocks
+
+
+def block_sparse_attention(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, blocks: BlockList, scale: float | None = None
+) -> Tensor:
+    """Attention of q [Lq, H*D] over those of k, v [Lk, H*D] that its blocks list -> [Lq, H*D]; exact for full lists."""
+    if runs_plain(q):
+        return reference.block_sparse_attention(q, k, v, num_heads, blocks.listed, blocks.counts, scale)
+    return _block_sparse_op(q, k, v, blocks.listed, blocks.counts, num_heads, scale)
+
+
+def select_blocks(
+    q: Tensor,
+    k: Tensor,
+    num_heads: int,
+    keep: float,
+    *,
+    frame_shape: tuple[int, int] | None = None,
+    least_similarity: float = 0.5,
+) -> BlockList:
+    """Choose key blocks for q [Lq, H*D] over k [Lk, H*D].
+
+    Args:
+        q, k: after norm and rotary, any float dtype.
+        num_heads: heads in the last axis.
+        keep: share of key blocks kept for each block of queries, above 0, up to 1; guards and neighbours may keep more.
+        frame_shape: rows and columns of tokens in a frame of self-attention; the blocks that hold a query block's own
+            tokens and those one row, and one frame, before and after it are always kept. None keeps no neighbours.
+        least_similarity: mean cosine between the tokens of a block below which the block is kept whole.
+    """
+    if not 0 < keep <= 1:
+        raise ValueError(f"keep must be above 0 and at most 1, not {keep}")
+    q_mean, q_similarity = _pool(q, num_heads, Q_BLOCK)
+    k_mean, k_similarity = _pool(k, num_heads, K_BLOCK)
+    scores = q_mean @ k_mean.transpose(-1, -2)
+    blocks = scores.shape[-1]
+    always = (k_similarity < least_similarity).unsqueeze(-2).expand_as(scores)
+    if frame_shape is not None:
+        always = always | _neighbours(q.shape[0], k.shape[0], frame_shape, q.device)
+    ranked = scores.masked_fill(always, float("inf")).argsort(dim=-1, descending=True)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    kept.scatter_(-1, ranked[..., : max(1, round(keep * blocks))], True)
+    kept |= always | (q_similarity < least_similarity).unsqueeze(-1)
+    return _as_list(kept)
+
+
+def _pool(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
+    """Mean token [H, blocks, D] and mean pairwise cosine of tokens [H, blocks] of every block of one head."""
+    length = x.shape[0]
+    rows = F.pad(x.float(), (0, 0, 0, -length % block)).reshape(-1, block, num_heads, x.shape[1] // num_heads)
+    count = torch.full((rows.shape[0],), float(block), device=x.device)
+    count[-1] -= -length % block
+    mean = rows.sum(1) / count[:, None, None]
+    # The squared length of the mean unit vector is the mean of all pairwise cosines.
+    similarity = (F.normalize(rows, dim=-1).sum(1) / count[:, None, None]).square().sum(-1)
+    return mean.transpose(0, 1), similarity.t()
+
+
+def _neighbours(q_len: int, k_len: int, frame_shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Key blocks that overlap a query block shifted by nothing, a row or a frame either way: [query blocks, key blocks]."""
+    first = torch.arange(0, q_len, Q_BLOCK, device=device).unsqueeze(-1)
+    last = (first + Q_BLOCK - 1).clamp(max=q_len - 1)
+    keys_first = torch.arange(0, k_len, K_BLOCK, device=device).unsqueeze(0)
+    keys_last = (keys_first + K_BLOCK - 1).clamp(max=k_len - 1)
+    near = torch.zeros((first.shape[0], keys_first.shape[1]), dtype=torch.bool, device=device)
+    frame = frame_shape[0] * frame_shape[1]
+    for shift in (0, -frame_shape[1], frame_shape[1], -frame, frame):
+        near |= (first + shift <= keys_last) & (last + shift >= keys_first)
+    return near
+
+
+def _as_list(kept: Tensor) -> BlockList:
+    """The ascending list of a mask [H, query blocks, key blocks]."""
+    blocks = kept.shape[-1]
+    index = torch.arange(blocks, device=kept.device, dtype=torch.int32)
+    listed = torch.where(kept, index, blocks).sort(dim=-1).values
+    count = kept.sum(-1, dtype=torch.int32)
+    # What stands after a row's count is never read; it is kept a valid block so that no reader can go astray.
+    return BlockList(listed.clamp(max=blocks - 1).to(torch.int32).contiguous(), count)
+
+
+@operation("block_sparse_attention", fake=lambda q, *_: room(q))
+def _block_sparse_op(
+    q: Tensor, k: Tensor, v: Tensor, block_list: Tensor, block_count: Tensor, num_heads: int, scale: float | None
+) -> Tensor:
+    obstacle = sixteen_bit_obstacle("sparse_16bit", num_heads, q, k, v)
+    triton = Option("triton", "blocks that are not listed cost nothing", obstacle)
+    if choose("block_sparse_attention", (triton, Option("reference", "plain torch serves everything"))) == "reference":
+        return reference.block_sparse_attention(q, k, v, num_heads, block_list, block_count, scale)
+    out = room(q)
+    inputs = FlashInputs(q, k, v, block_list=block_list.contiguous(), block_count=block_count.contiguous())
+    start_flash("sparse_16bit", inputs, num_heads, scale, out, None)
+    return out
