@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -30,6 +31,8 @@ _BAD_SHARE = 0.1
 
 _LEAST_BYTES_A_SECOND = 32
 """Less than any codec writes, silence included: a header that promises more seconds than this is not believed."""
+
+_PLANES = {"u8p": "u1", "s16p": "i2", "s32p": "i4", "s64p": "i8", "fltp": "f4", "dblp": "f8"}
 
 _READABLE = "use a WAV, MP3, FLAC, OGG or M4A recording"
 _DAMAGED = "is damaged or cut short: export it again"
@@ -123,7 +126,7 @@ def decode_audio(path: Path, start: float = 0.0, seconds: float | None = None) -
         while frame is not None and (left is None or left > 0):
             if frame.sample_rate != rate or frame.layout.name != layout:
                 raise _error("audio_damaged", "The recording changes its sample rate or channels midway: export it anew.")
-            samples = _samples(frame)
+            samples = samples_of(frame)
             wrong = ~(np.abs(samples) <= _LOUDEST_SAMPLE)  # also true for what is not a number
             bad += int(np.count_nonzero(wrong))
             total += samples.size
@@ -149,6 +152,33 @@ def decode_audio(path: Path, start: float = 0.0, seconds: float | None = None) -
             )
         if held:
             yield np.concatenate(kept, axis=1)
+
+
+def samples_of(frame: AudioFrame) -> Samples:
+    """A frame's samples as float32 ``[channels, n]``, a copy."""
+    channels = len(frame.layout.channels)
+    if frame.format.is_planar:
+        # PyAV's own conversion counts planes by a terminator that eight channels leave no room for, and reads beyond them.
+        kind = _PLANES[frame.format.name]
+        values = np.stack([np.frombuffer(memoryview(plane), kind, frame.samples) for plane in frame.planes[:channels]])
+    else:
+        values = frame.to_ndarray().reshape(-1, channels).T
+    if values.dtype == np.uint8:
+        return (values.astype(np.float32) - np.float32(128)) / np.float32(128)
+    if np.issubdtype(values.dtype, np.integer):
+        return (values / float(2 ** (values.dtype.itemsize * 8 - 1))).astype(np.float32)
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is handled as unusable
+        return values.astype(np.float32)
+
+
+def frame_of(samples: Samples, layout: str, rate: int, time: int = 0) -> AudioFrame:
+    """The inverse: float32 ``[channels, n]`` as a planar frame that begins at sample ``time``."""
+    frame = AudioFrame("fltp", layout, samples.shape[1])
+    for plane, channel in zip(frame.planes, samples, strict=False):  # see samples_of
+        plane.update(channel.astype(np.float32).tobytes())
+    frame.sample_rate = rate
+    frame.pts, frame.time_base = time, Fraction(1, rate)
+    return frame
 
 
 def _error(code: str, message: str) -> InfiniteTalkError:
@@ -225,19 +255,6 @@ def _frames(container: av.container.InputContainer, kind: sniff.Kind) -> Iterato
         raise _error(
             "audio_damaged", f"{100 * broken / max(packets, broken):.0f}% of the recording cannot be decoded, it {_DAMAGED}."
         )
-
-
-def _samples(frame: AudioFrame) -> Samples:
-    """A frame's samples as float32 ``[channels, n]``, a copy."""
-    values = frame.to_ndarray()
-    if not frame.format.is_planar:
-        values = values.reshape(-1, len(frame.layout.channels)).T
-    if values.dtype == np.uint8:
-        return (values.astype(np.float32) - np.float32(128)) / np.float32(128)
-    if np.issubdtype(values.dtype, np.integer):
-        return (values / float(2 ** (values.dtype.itemsize * 8 - 1))).astype(np.float32)
-    with np.errstate(over="ignore"):  # float64 beyond float32 becomes infinite, which is handled as unusable
-        return values.astype(np.float32)
 
 
 def _promised_seconds(container: av.container.InputContainer, stream: av.AudioStream, size: int) -> float | None:

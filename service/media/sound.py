@@ -17,7 +17,7 @@ from av.audio.stream import AudioStream
 from av.packet import Packet
 
 from model_store.engine import FPS
-from service.media.audio import AudioInfo, Samples, decode_audio, probe_audio
+from service.media.audio import AudioInfo, Samples, decode_audio, frame_of, probe_audio, samples_of
 from service.media.fragments import LEAD_FRAMES, MOVFLAGS, at_decode_time
 
 AAC_SAMPLES = 1024
@@ -86,13 +86,13 @@ class SoundTrack:
     def _converted(self, source: Iterator[Samples]) -> Iterator[Samples]:
         layout = self._info.layout if "NONE" not in self._info.channels else self.layout
         resampler = AudioResampler("fltp", self.layout, self.rate)
+        time = 0
         for block in source:
-            frame = AudioFrame.from_ndarray(np.ascontiguousarray(block), "fltp", layout)
-            frame.sample_rate = self._info.rate
-            for converted in resampler.resample(frame):
-                yield converted.to_ndarray().astype(np.float32)
+            for converted in resampler.resample(frame_of(block, layout, self._info.rate, time)):
+                yield samples_of(converted)
+            time += block.shape[1]
         for converted in resampler.resample(None):
-            yield converted.to_ndarray().astype(np.float32)
+            yield samples_of(converted)
 
 
 class SoundEncoder:
@@ -133,10 +133,8 @@ class SoundEncoder:
             if block is None:
                 block = np.zeros((len(self._held), self._track.rate), np.float32)
             self._held = np.concatenate([self._held, block], axis=1)
-        frame = AudioFrame.from_ndarray(np.ascontiguousarray(self._held[:, :count]), "fltp", self._track.layout)
+        frame = frame_of(self._held[:, :count], self._track.layout, self._track.rate, self._position)
         self._held = self._held[:, count:]
-        frame.sample_rate = self._track.rate
-        frame.pts, frame.time_base = self._position, Fraction(1, self._track.rate)
         self._position += count
         return frame
 

@@ -62,8 +62,8 @@ def encoded(path: Path, sound: Sound, rate: int, codec: str, container: str, lay
         stream.layout, stream.bit_rate = layout, bit_rate
         resampler = av.AudioResampler(stream.codec_context.format, layout, rate, frame_size=0)
         for place in range(0, sound.shape[1], 1000):
-            block = np.ascontiguousarray(sound[:, place : place + 1000].astype(np.float32))
-            frame = av.AudioFrame.from_ndarray(block, "fltp", layout)
+            block = np.ascontiguousarray(sound[:, place : place + 1000].T.astype(np.float32)).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(block, "flt", layout)
             frame.sample_rate, frame.pts, frame.time_base = rate, place, Fraction(1, rate)
             for ready in resampler.resample(frame):
                 file.mux(stream.encode(ready))
