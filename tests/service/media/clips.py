@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_store.engine import FPS, Frames
 
-SIDE = 128
+SIDE = 64
 CHUNK = 72
 BRIGHT = 128
 
@@ -50,7 +50,7 @@ def seen(source: str) -> list[float]:
         return [
             float(frame.pts * frame.time_base)
             for frame in container.decode(video=0)
-            if np.asarray(frame.planes[0])[:4096].mean() > BRIGHT
+            if np.asarray(frame.planes[0])[:2048].mean() > BRIGHT
         ]
 
 

@@ -153,7 +153,7 @@ class _Stop(BaseException):
 
 def test_whatever_stops_the_writing_leaves_nothing(tmp_path: Path) -> None:
     audio = wav(tmp_path / "voice.wav", burst(16_000), 16_000)
-    encoder = ChunkEncoder(128, 128)
+    encoder = ChunkEncoder(clips.SIDE, clips.SIDE)
 
     def fragments() -> Iterator[bytes]:
         yield encoder.encode_chunk(flashes(0, 30, set()), 0, 0)
