@@ -17,8 +17,8 @@ Floats = NDArray[np.float64]
 RATE = 100
 """Steps a second in which the mouth is planned; frames are taken from them at the end."""
 
-REACH = 22
-"""Steps before and after a moment on which it depends (0.22 s)."""
+REACH_BACK, REACH_AHEAD = 60, 24
+"""Steps before and after a moment on which it depends."""
 
 JAW, APART, WIDE, TONGUE = range(4)
 
@@ -59,6 +59,15 @@ LOUD_DB = (-26.0, -2.0)
 LOUD_SCALE = (0.68, 1.08)
 """Opening is scaled from the first to the second over that range of loudness."""
 
+_DOUBT = 0.04
+"""A viseme less likely than this is not one."""
+
+_LINGER = 48
+"""After the last sound the mouth keeps its posture and closes within this many steps."""
+
+_LINGER_SHARE = 0.5
+"""How much of a sound's posture lingers."""
+
 _CONTACT_HOLD, _CONTACT_RAMP = 2, 5
 """A contact lasts this many steps more on either side than it is heard, and is prepared and released in that many."""
 
@@ -83,6 +92,31 @@ def _contact(probability: Floats, low: float, high: float) -> Floats:
     return np.asarray(np.clip((probability - low) / (high - low), 0.0, 1.0))
 
 
+def _blend(likely: Floats) -> Floats:
+    """Dials ``[n, 4]`` of blended targets; silence pulls them to rest, softly after speech, briskly before it."""
+    sounds = likely.copy()
+    sounds[:, SIL] = 0.0
+    fading = np.zeros(2 * _LINGER + 1)
+    fading[_LINGER:] = 0.5 + 0.5 * np.cos(np.pi * np.arange(_LINGER + 1) / (_LINGER + 1))
+    fading *= 0.3 / fading.sum()
+    lingering = _LINGER_SHARE * _TARGETS
+    # Lips that met stay together in the pause that follows.
+    lingering[PP, [JAW, APART]] = 0.0
+    dials = np.empty((len(likely), 4))
+    for dial, half in enumerate(_SPREAD):
+        window = _window(half)
+        weight = sounds * _PULL[:, dial]
+        rest = likely[:, SIL] * _PULL[SIL, dial]
+        pulled = np.convolve(weight @ _TARGETS[:, dial], window, mode="same")
+        pulled += np.convolve(weight @ lingering[:, dial], fading, mode="same")
+        # What lingers weighs against silence but is nothing beside the next sound.
+        total = np.convolve(weight.sum(axis=1) + 0.12 * rest, window, mode="same") + np.convolve(
+            weight.sum(axis=1), fading, mode="same"
+        )
+        dials[:, dial] = pulled / np.maximum(total, 1e-6)
+    return dials
+
+
 def mouth(visemes: NDArray[np.float32], loudness: Floats) -> dict[str, Floats]:
     """The mouth's dials in steps of 10 ms.
 
@@ -91,24 +125,20 @@ def mouth(visemes: NDArray[np.float32], loudness: Floats) -> dict[str, Floats]:
         loudness: ``[n]``, dB above the level of the speech around.
 
     Returns:
-        ``jaw``, ``apart``, ``press``, ``tuck``, ``wide``, ``tongue``, each ``[n]``; the first and last :data:`REACH` steps
-        are not settled, since they lack neighbours.
+        ``jaw``, ``apart``, ``press``, ``tuck``, ``wide``, ``tongue``, each ``[n]``; the first :data:`REACH_BACK`
+        and the last :data:`REACH_AHEAD` steps are not settled, since they lack neighbours.
     """
-    likely = visemes.astype(np.float64)
-    dials = np.empty((len(likely), 4))
-    for dial, half in enumerate(_SPREAD):
-        weight = likely * _PULL[:, dial]
-        window = _window(half)
-        pulled = np.convolve(weight @ _TARGETS[:, dial], window, mode="same")
-        dials[:, dial] = pulled / np.maximum(np.convolve(weight.sum(axis=1), window, mode="same"), 1e-6)
+    # A few percent of everything are always left over; without them silence is silent.
+    likely = np.clip((visemes.astype(np.float64) - _DOUBT) / (1.0 - _DOUBT), 0.0, 1.0)
+    dials = _blend(likely)
     loud = np.interp(np.convolve(loudness, _window(9), mode="same"), LOUD_DB, LOUD_SCALE)
     spoken = np.convolve(1.0 - likely[:, SIL], _window(8), mode="same")
     jaw = np.clip(dials[:, JAW] * loud, 0.0, 1.0)
     return {
         "jaw": jaw,
         "apart": np.clip(dials[:, APART] * np.sqrt(loud), 0.0, 1.0),
-        "press": _reach_out(_contact(likely[:, PP], 0.15, 0.5), _CONTACT_HOLD, _CONTACT_RAMP),
-        "tuck": _reach_out(_contact(likely[:, FF], 0.15, 0.5), _TUCK_HOLD, _TUCK_RAMP),
+        "press": _reach_out(_contact(likely[:, PP], 0.2, 0.5), _CONTACT_HOLD, _CONTACT_RAMP),
+        "tuck": _reach_out(_contact(likely[:, FF], 0.2, 0.5), _TUCK_HOLD, _TUCK_RAMP),
         "wide": np.clip(dials[:, WIDE] * spoken, -1.0, 1.0),
         "tongue": np.clip(dials[:, TONGUE] * spoken, 0.0, 1.0),
     }

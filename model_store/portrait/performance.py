@@ -83,19 +83,18 @@ class Performer:
 
         visemes = np.concatenate([self._visemes(block - 1), self._visemes(block)])
         # The two windows answer from LOOK_AHEAD_HOPS into the block before to as much into the block after.
-        reach = articulation.REACH
+        back, ahead = articulation.REACH_BACK, articulation.REACH_AHEAD
         begin = _BLOCK_STEPS - 2 * LOOK_AHEAD_HOPS
-        planned = slice(begin - reach, begin + _BLOCK_STEPS + reach)
+        planned = slice(begin - back, begin + _BLOCK_STEPS + ahead)
         frame_loudness = prosody.loudness[(_MOTION_BLOCKS - 1) * BLOCK_FRAMES : (_MOTION_BLOCKS + 2) * BLOCK_FRAMES]
-        at = (np.arange(-reach, _BLOCK_STEPS + reach) + 0.5) / _STEPS_PER_FRAME - 0.5 + BLOCK_FRAMES
+        at = (np.arange(-back, _BLOCK_STEPS + ahead) + 0.5) / _STEPS_PER_FRAME - 0.5 + BLOCK_FRAMES
         loudness = np.interp(at, np.arange(len(frame_loudness)), frame_loudness)
         mouth = articulation.mouth(visemes[planned], loudness)
-        dials = {name: _to_frames(steps[reach:-reach]) for name, steps in mouth.items()}
+        dials = {name: _to_frames(steps[back:-ahead]) for name, steps in mouth.items()}
         dials |= {name: values[within] for name, values in body.items()}
         return Channels(**{name: np.ascontiguousarray(values, np.float32) for name, values in dials.items()})
 
 
 def _to_frames(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One value a frame: what a shutter open for the middle half of the frame sees."""
-    grouped = steps.reshape(-1, _STEPS_PER_FRAME)
-    return np.asarray(grouped[:, 1:3].mean(axis=1))
+    """One value a frame: what a shutter open for its first half sees, so that the mouth is never ahead of a late label."""
+    return np.asarray(steps.reshape(-1, _STEPS_PER_FRAME)[:, : _STEPS_PER_FRAME // 2].mean(axis=1))
