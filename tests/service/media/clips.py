@@ -50,7 +50,7 @@ def seen(source: str) -> list[float]:
         return [
             float(frame.pts * frame.time_base)
             for frame in container.decode(video=0)
-            if np.asarray(frame.planes[0])[:2048].mean() > BRIGHT
+            if np.asarray(frame.planes[0]).reshape(-1, frame.planes[0].line_size)[:, :SIDE].mean() > BRIGHT
         ]
 
 

@@ -154,7 +154,10 @@ def test_at_most_one_chunk_waits() -> None:
 
     renderer = threading.Thread(target=render)
     renderer.start()
-    time.sleep(0.5)
+    deadline = time.monotonic() + 10
+    while len(put) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
     assert len(put) == 2  # one in work, one waiting
     release.set()
     renderer.join(10)

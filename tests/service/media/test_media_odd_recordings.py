@@ -235,7 +235,7 @@ def test_is_refused(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
     began = time.monotonic()
     with pytest.raises(InfiniteTalkError) as raised:
         open_speech(path, max_seconds=60, workdir=tmp_path)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10  # nothing hangs, and three hours are not decoded to be measured
     error = raised.value
     assert (error.code, error.param) == (code, "audio")
     cause, cure = error.message.split(": ", 1)
