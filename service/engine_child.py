@@ -3,6 +3,7 @@
 ====================  =============================================================================================
 order                 answers
 ====================  =============================================================================================
+``load``              ``progress``, then ``loaded``: the first job will find the engine warm
 ``perform``           ``begin`` once the engine is loaded, ``planned`` (with the initialisation of picture and sound),
                       ``progress`` often, ``chunk`` (fragment, sound, checkpoint and, of the first, a thumbnail), ``done``
 ``finish``            ``progress``, then ``finished``: the MP4 lies where it was ordered
@@ -70,7 +71,10 @@ class EngineChild:
                 self._news.wait_for(lambda: self._next)
                 order = self._next.pop(0)
             try:
-                if order.kind == "perform":
+                if order.kind == "load":
+                    self._ready(order.fields["engine"])
+                    self._answer("loaded")
+                elif order.kind == "perform":
                     self._perform(order.fields, order.parts)
                     self._answer("done")
                 else:

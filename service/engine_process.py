@@ -15,7 +15,8 @@ from service.wire import Message, receive_message
 STOP_SECONDS = 1.0
 """How long an engine may take to stop by itself before its process is killed."""
 
-_LAST_ANSWERS = {"done", "finished", "stopped", "error"}
+_HEARD_AHEAD = 8
+_LAST_ANSWERS = {"loaded", "done", "finished", "stopped", "error"}
 
 logger = logging.getLogger(__name__)
 
@@ -34,23 +35,15 @@ class EngineProcess:
     def __init__(self, stall_seconds: float) -> None:
         self._stall_seconds = stall_seconds
         self._process: asyncio.subprocess.Process | None = None
+        self._listener: asyncio.Task[None] | None = None
+        self._answers: asyncio.Queue[Message | None] = asyncio.Queue(_HEARD_AHEAD)
         self._busy = False
-        self.starts = 0
 
     async def order(self, kind: str, fields: dict[str, Any], *parts: bytes) -> None:
         """Give an order; the answers follow through :meth:`answer`."""
-        if self._busy:
-            await self.stop()
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "service.engine_child",
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                start_new_session=True,  # an interrupt at the terminal is for the worker, which decides
-            )
-            self.starts += 1
+        await self.stop()
+        if self._process is None:
+            await self._start()
         self._busy = True
         await self._send(Message(kind, fields, parts))
 
@@ -60,12 +53,9 @@ class EngineProcess:
 
     async def answer(self) -> Message:
         """The next answer; :class:`EngineCrashedError` when there will be none."""
-        process = self._process
-        if process is None or process.stdout is None:
-            raise EngineCrashedError
         try:
             async with asyncio.timeout(self._stall_seconds):
-                message = await receive_message(process.stdout)
+                message = await self._answers.get()
         except TimeoutError:
             logger.error("the engine process has said nothing for %g s and is killed", self._stall_seconds)
             message = None
@@ -93,11 +83,32 @@ class EngineProcess:
     async def kill(self) -> None:
         """End the process at once; the next order starts another."""
         process, self._process, self._busy = self._process, None, False
-        if process is None:
-            return
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.cancel()
+        if process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+    async def _start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service.engine_child",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # an interrupt at the terminal is for the worker, which decides
+        )
+        self._answers = asyncio.Queue(_HEARD_AHEAD)
+        self._listener = asyncio.create_task(self._listen(self._process, self._answers))
+
+    async def _listen(self, process: asyncio.subprocess.Process, answers: asyncio.Queue[Message | None]) -> None:
+        # A task of its own, so that nobody who is cancelled leaves half a message in the pipe.
+        if process.stdout is not None:
+            while message := await receive_message(process.stdout):
+                await answers.put(message)
+        await answers.put(None)
 
     async def _send(self, message: Message) -> None:
         process = self._process

@@ -109,22 +109,25 @@ class Queue:
         """Let a job wait for a worker; nothing changes if it waits or runs already."""
         docket = self._docket(job)
         async with queue_errors():
+            await self._waits(job)  # before a worker can claim it and say that it waits no longer
             execution = await docket.add(TASK, key=job.id)(job.tenant, job.id)
             if execution.disposition is Disposition.SCHEDULED:
-                await self._waits(job)
-            elif not await self.redis.exists(self._key("lease", job.id)):
-                # Known to the docket, and yet nobody may be working at it: a worker has claimed it and died.
-                standing = await docket.get_execution(job.id)
-                if standing and standing.state is ExecutionState.RUNNING:
-                    await docket.replace(TASK, datetime.now(UTC), job.id)(job.tenant, job.id)
-                    await self._waits(job)
+                return
+            standing = await docket.get_execution(job.id)
+            if standing is None or standing.state is not ExecutionState.RUNNING:
+                return
+            if await self.redis.exists(self._key("lease", job.id)):
+                await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+            else:
+                # A worker has claimed it, and nobody works at it: the worker has died, or is about to begin and will be told.
+                await docket.replace(TASK, datetime.now(UTC), job.id)(job.tenant, job.id)
 
     async def put_back(self, job: Job, seconds: float = 0.0) -> None:
         """Let a job that this process has claimed wait again, at the end, for at least ``seconds``."""
         async with queue_errors():
             when = datetime.now(UTC) + timedelta(seconds=seconds)
-            await self._docket(job).replace(TASK, when, job.id)(job.tenant, job.id)
             await self._waits(job)
+            await self._docket(job).replace(TASK, when, job.id)(job.tenant, job.id)
 
     async def remove(self, job: Job) -> None:
         """Take a job out of the queue, and make whoever works at it look whether it has ended."""

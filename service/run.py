@@ -124,6 +124,8 @@ class Run:
             EngineUnusableError: the engine cannot be started on this machine; the job has been put back.
             StoreUnavailable: the store was gone for too long; ``reconcile`` will find the job.
         """
+        with suppress(QueueUnavailable):
+            await self.place.queue.started(self.job)
         if await _insisting(self.place.ledger.ended, self.job):
             await self._clear_deleted()
             return None
@@ -138,8 +140,8 @@ class Run:
             if work.done():
                 return work.result()
             reason = watch.result()
-            logger.info("%s: stopped, %s", self.job.id, reason.value)
             await self._halt(work)
+            logger.info("%s: stopped, %s", self.job.id, reason.value)
             if reason is _Reason.OVERTIME:
                 message = (
                     f"The video took longer than the {self.job.max_run_seconds:g} s it was given: allow more, or ask for less."
@@ -179,7 +181,6 @@ class Run:
     async def _halt(self, work: asyncio.Task[Outcome | None]) -> None:
         if not work.done():
             work.cancel()
-            await self.place.engine.stop()
             await asyncio.gather(work, return_exceptions=True)
         await self.place.engine.stop()
 
@@ -202,8 +203,6 @@ class Run:
 
     async def _work(self, workdir: Path) -> Outcome | None:
         ledger, job = self.place.ledger, self.job
-        with suppress(QueueUnavailable):
-            await self.place.queue.started(job)
         late_now = job.start_before is not None and time.time() > job.start_before
         if late_now and not await _insisting(ledger.attempts, job.tenant, job.id):
             return await self._fail(late())
@@ -257,6 +256,7 @@ class Run:
                     await self.place.engine.stop()
                     return await self._fail(_crashed(self.place.settings.max_attempts))
                 self._working_since = time.monotonic()
+                logger.info("%s: has begun at chunk %d, attempt %d", job.id, self._attempt.chunk, self._attempt.number)
                 await self._say("prepare", "video.in_progress")
             elif answer.kind == "progress":
                 await self._note(answer)
@@ -352,6 +352,7 @@ class Run:
             await _insisting(self.place.ledger.give_back, self.job, self._attempt)
         await self._say("waiting", "video.progress")
         await self._put_back()
+        logger.info("%s: handed back after chunk %d", self.job.id, self._commits[-1].index)
 
     async def _join(self, workdir: Path) -> Outcome | None:
         """Make the MP4 of the fragments and the original sound, and end the job."""
@@ -403,6 +404,7 @@ class Run:
     async def _end(self, outcome: Outcome) -> bool:
         if not await _insisting(self.place.ledger.finish, self.job, outcome):
             return False
+        logger.info("%s: %s%s", self.job.id, outcome.status, f", {outcome.error.code}" if outcome.error else "")
         with suppress(QueueUnavailable):
             video = describe(self.job, plan=self._plan, live=self._live, outcome=outcome)
             await self.place.events.publish(self.job, f"video.{outcome.status}", video)

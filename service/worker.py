@@ -14,7 +14,7 @@ from docket import Worker as DocketWorker
 from prometheus_client import Counter
 
 from model_store.errors import InfiniteTalkError
-from service.engine_process import EngineProcess
+from service.engine_process import EngineCrashedError, EngineProcess
 from service.events import Events
 from service.index import Index
 from service.job import Job
@@ -59,6 +59,7 @@ class Worker:
         self._claimers: dict[tuple[str, JobClass], DocketWorker] = {}
         self._current: Job | None = None
         self._fault: EngineUnusableError | None = None
+        self._warm = False
 
     async def run(self) -> None:
         """Work until :meth:`stop`, then finish or hand back what is under way.
@@ -69,8 +70,9 @@ class Worker:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(serve_probes(self.settings, self.is_ready))
             await stack.enter_async_context(self.queue)
-            reconciler = Reconciler(self.settings, self.ledger, self.queue, self.index, self.uploads)
             stack.push_async_callback(self.engine.kill)
+            await self._warm_up()
+            reconciler = Reconciler(self.settings, self.ledger, self.queue, self.index, self.uploads)
             tasks = [asyncio.create_task(reconciler.run()), asyncio.create_task(self._gates())]
             for line, docket in self.queue.dockets.items():
                 if line[1] in self.settings.worker_classes:
@@ -104,13 +106,35 @@ class Worker:
         self._set_gates(open_for=())
 
     async def is_ready(self) -> bool:
-        """Whether store and queue can be reached."""
+        """Whether the engine is loaded, and store and queue can be reached."""
         try:
             await self.queue.ping()
             await asyncio.to_thread(self.ledger.store.ping)
         except (QueueUnavailable, StoreUnavailable):
             return False
-        return not self.stopping.is_set()
+        return self._warm and not self.stopping.is_set()
+
+    async def _warm_up(self) -> None:
+        """Load the first engine, so that the first job does not wait for it, and a machine that cannot load it takes none."""
+        warming = asyncio.create_task(self._load(self.settings.engines[0]))
+        stop = asyncio.create_task(self.stopping.wait())
+        await asyncio.wait({warming, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not warming.done():
+            warming.cancel()
+        await asyncio.gather(warming, stop, return_exceptions=True)
+        if not warming.cancelled():
+            warming.result()
+        self._warm = True
+
+    async def _load(self, engine: str) -> None:
+        try:
+            await self.engine.order("load", {"engine": engine})
+            while (answer := await self.engine.answer()).kind != "loaded":
+                if answer.kind == "error":
+                    raise InfiniteTalkError(answer.fields["code"], answer.fields["message"])
+        except EngineCrashedError:
+            raise EngineUnusableError(f"the engine {engine} cannot be started") from None
 
     async def perform(self, tenant: str, video_id: str) -> None:
         """Perform one claimed job."""

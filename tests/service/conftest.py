@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import servers
+import soundfile
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,50 @@ def store_settings(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, 
         return {}
     seaweed: dict[str, str] = request.getfixturevalue("seaweed")
     return {**seaweed, "INFINITETALK_S3_BUCKET": f"bucket-{abs(hash(request.node.nodeid)):x}"}
+
+
+@pytest.fixture(scope="session")
+def picture() -> Path:
+    return servers.ROOT / "examples" / "astronaut.png"
+
+
+@pytest.fixture(scope="session")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """6.4 seconds of a real voice: ten chunks of the steady engine."""
+    samples, rate = soundfile.read(servers.ROOT / "examples" / "en_allison.wav", frames=int(6.4 * 16_000))
+    path = tmp_path_factory.mktemp("speech") / "speech.wav"
+    soundfile.write(path, samples, rate)
+    return path
+
+
+@pytest.fixture(scope="session")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Deployment]:
+    """An API and a worker on a folder, for tests that break nothing."""
+    deployment = servers.Deployment(tmp_path_factory.mktemp("deployment"))
+    try:
+        deployment.worker()
+        deployment.wait_ready()
+        yield deployment
+    finally:
+        deployment.end()
+
+
+@pytest.fixture(scope="session")
+def s3_deployment(tmp_path_factory: pytest.TempPathFactory, seaweed: dict[str, str]) -> Iterator[servers.Deployment]:
+    """An API on SeaweedFS, to which tests add workers; what they break, they mend."""
+    deployment = servers.Deployment(tmp_path_factory.mktemp("s3"), {**seaweed, "INFINITETALK_S3_BUCKET": "deployment"})
+    try:
+        deployment.wait_ready()
+        yield deployment
+    finally:
+        deployment.end()
+
+
+@pytest.fixture(scope="session")
+def client(deployment: servers.Deployment, picture: Path, speech: Path) -> servers.Client:
+    return servers.Client(deployment.url, picture, speech)
+
+
+@pytest.fixture(scope="session")
+def s3_client(s3_deployment: servers.Deployment, picture: Path, speech: Path) -> servers.Client:
+    return servers.Client(s3_deployment.url, picture, speech)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -12,9 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
+import redis
+
+from service.settings import Settings
 
 PATIENCE = 60.0
 """Seconds after which a condition is taken never to come true; nothing normally takes a tenth of it."""
@@ -97,6 +101,11 @@ class Process:
         assert self._popen is not None
         return self._popen.wait(seconds)
 
+    def terminate(self) -> None:
+        """Ask the process to end."""
+        with suppress(ProcessLookupError):
+            self.signal(signal.SIGTERM)
+
     def end(self) -> None:
         """End the whole session, gently first."""
         assert self._popen is not None
@@ -145,3 +154,162 @@ def _answers(url: str) -> bool:
     except httpx.HTTPError:
         return False
     return True
+
+
+def valkey_command(port: int, folder: Path) -> list[str]:
+    from service.embedded import _valkey_binary
+
+    return [
+        str(_valkey_binary()),
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+        "--appendonly",
+        "yes",
+        "--save",
+        "",
+    ]
+
+
+class Deployment:
+    """Valkey, an API and any number of workers as separate processes, as on several machines; stopped by `end`.
+
+    Args:
+        folder: for data and logs.
+        settings: further INFINITETALK_ variables, such as those of an S3 server.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.redis_port, self.port = free_ports(2)
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("INFINITETALK_")},
+            "PYTHONPATH": str(ROOT / "tests/service/engines"),
+            "BENTOML_DO_NOT_TRACK": "True",
+            "BENTOML_HOME": str(folder / "bentoml"),
+            "INFINITETALK_DATA_DIR": str(folder / "data"),
+            "INFINITETALK_PORT": str(self.port),
+            "INFINITETALK_REDIS_URL": f"redis://127.0.0.1:{self.redis_port}/0",
+            "INFINITETALK_ENGINES": "steady",
+            "INFINITETALK_WORKER_PORT": "0",
+            "INFINITETALK_LEASE_SECONDS": "3",
+            "INFINITETALK_RECONCILE_SECONDS": "1",
+            **(settings or {}),
+        }
+        self.processes: list[Process] = []
+        (folder / "valkey").mkdir()
+        self.valkey = self._run("valkey", valkey_command(self.redis_port, folder / "valkey"))
+        self.api = self._run(
+            "api",
+            [
+                sys.executable,
+                "-m",
+                "bentoml",
+                "serve",
+                "service.bento:InfiniteTalk",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(self.port),
+            ],
+        )
+
+    def _run(self, name: str, command: list[str], env: Mapping[str, str] | None = None) -> Process:
+        process = Process(name, command, self.folder / f"{name}-{len(self.processes)}.log", {**self.env, **(env or {})})
+        self.processes.append(process)
+        return process
+
+    def wait_ready(self) -> None:
+        eventually(lambda: _status(f"{self.url}/readyz") == 200, "the API is ready")
+
+    def worker(self, **settings: str) -> Process:
+        """Start a worker."""
+        return self._run("worker", [sys.executable, "-m", "service.cli.main", "--debug", "worker"], settings)
+
+    def settings(self) -> Settings:
+        """The deployment's settings, for looking into its store and queue."""
+        prefix = "INFINITETALK_"
+        own = {name.removeprefix(prefix).lower(): value for name, value in self.env.items() if name.startswith(prefix)}
+        return Settings(**own)
+
+    def redis(self) -> redis.Redis:
+        return redis.Redis(port=self.redis_port, socket_timeout=5)
+
+    def end(self) -> None:
+        for process in self.processes[1:]:  # Valkey last: the others say goodbye to it
+            process.terminate()
+        for process in reversed(self.processes):
+            process.end()
+
+
+def _status(url: str) -> int:
+    try:
+        return httpx.get(url, timeout=5).status_code
+    except httpx.HTTPError:
+        return 0
+
+
+class Client:
+    """What tests ask of the API."""
+
+    def __init__(self, url: str, picture: Path, speech: Path) -> None:
+        self.http = httpx.Client(base_url=url, timeout=30, follow_redirects=True)
+        self.picture, self.speech = picture, speech
+
+    def submit(self, headers: Mapping[str, str] | None = None, **fields: object) -> httpx.Response:
+        form = {"consent": "true", "size": "128x128", **fields}
+        data = {
+            name: json.dumps(value) if isinstance(value, dict) else str(value)
+            for name, value in form.items()
+            if value is not None
+        }
+        with self.picture.open("rb") as picture, self.speech.open("rb") as speech:
+            return self.http.post("/v1/videos", data=data, files={"image": picture, "audio": speech}, headers=headers)
+
+    def make(self, **fields: object) -> str:
+        """Submit, and the id."""
+        answer = self.submit(**fields)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def get(self, video_id: str) -> dict[str, Any]:
+        answer = self.http.get(f"/v1/videos/{video_id}")
+        assert answer.status_code == 200, answer.text
+        video: dict[str, Any] = answer.json()
+        return video
+
+    def wait(self, video_id: str, *statuses: str, seconds: float = PATIENCE) -> dict[str, Any]:
+        """The video once it has one of the statuses; completed unless told otherwise."""
+        wanted = statuses or ("completed",)
+
+        def reached() -> dict[str, Any] | None:
+            video = self.get(video_id)
+            assert video["status"] in (*wanted, "queued", "in_progress"), video
+            return video if video["status"] in wanted else None
+
+        return eventually(reached, f"{video_id} is {' or '.join(wanted)}", seconds)
+
+    def wait_for_chunks(self, video_id: str, count: int) -> dict[str, Any]:
+        def enough() -> dict[str, Any] | None:
+            video = self.get(video_id)
+            assert video["status"] in ("queued", "in_progress", "completed"), video
+            return video if video["chunks_done"] >= count else None
+
+        return eventually(enough, f"{video_id} has {count} chunks")
+
+    def content(self, video_id: str) -> bytes:
+        answer = self.http.get(f"/v1/videos/{video_id}/content")
+        assert answer.status_code == 200, answer.text
+        return answer.content
+
+    def failure(self, answer: httpx.Response) -> tuple[int, str, str | None]:
+        """Status, code and param of an error, whose shape is checked."""
+        error = answer.json()["error"]
+        assert set(error) == {"message", "type", "param", "code"}
+        assert error["message"].endswith("."), error
+        return answer.status_code, error["code"], error["param"]
