@@ -126,6 +126,8 @@ def _engine(name: str) -> Finding:
         return Finding("engine", name, False, error.message)
     except ImportError as error:
         return Finding("engine", name, False, f"{error.name or error} is missing: install it, or the extra that brings it")
+    except Exception as error:  # whatever an engine stumbles over is what the doctor is asked about
+        return Finding("engine", name, False, f"{type(error).__name__}: {error}")
     engine.close()
     return Finding("engine", name, True, f"version {engine.version}")
 

@@ -49,8 +49,8 @@ def perform(wish: Wish, *, as_json: bool) -> None:
     """Make the video and print a line, or a JSON object, about it.
 
     Raises:
-        InfiniteTalkError: anything that the inputs, the output's place, the engine or the machine stand in the way with. Nothing is
-            left behind then, and an earlier file of the output's name is as it was.
+        InfiniteTalkError: whatever of the inputs, the output's place, the engine or the machine stands in the way. Nothing
+            is left behind then, and an earlier file of the output's name is as it was.
     """
     began = time.monotonic()
     _check_output(wish)

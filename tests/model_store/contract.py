@@ -118,11 +118,13 @@ def check_listener_is_called_and_obeyed(engine: Engine, request: PerformanceRequ
     for stop_at in sorted({1, len(calls) // 2, len(calls)}):
         left = stop_at
         error = _Enough()
+        raised_at: list[float] = []
 
-        def stop(_: Progress, error: _Enough = error) -> None:
+        def stop(_: Progress, error: _Enough = error, raised_at: list[float] = raised_at) -> None:
             nonlocal left
             left -= 1
             if left == 0:
+                raised_at.append(time.monotonic())
                 raise error
             assert left > 0, "the engine went on after its listener had raised"
 
@@ -130,6 +132,7 @@ def check_listener_is_called_and_obeyed(engine: Engine, request: PerformanceRequ
             for _ in engine.stream(request, on_progress=stop):
                 pass
         assert raised.value is error, "the listener's exception was replaced"
+        assert time.monotonic() - raised_at[0] <= progress_seconds, "the engine took too long to stop"
     gc.collect()
 
 
