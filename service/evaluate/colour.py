@@ -17,33 +17,55 @@ _SECONDS = 5
 _AWAY = 1.2
 """Face widths from the face's middle at which the background begins."""
 
-NOTHING: Colours = np.full((2, 3), np.nan)
+_NOTHING: Colours = np.full(3, np.nan)
 
 
-def mean_colours(frame: Picture, points: Points | None) -> Colours:
-    """Mean CIE L*a*b* of the cheeks and nose, and of what lies well beyond the face: ``[2, 3]``, NaN where there is none."""
-    if points is None:
-        return NOTHING
-    scale = _SIDE / min(frame.shape[:2])
-    small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-    face = np.zeros(small.shape[:2], np.uint8)
-    hull = cv2.convexHull(np.round(points[_CHEEKS_AND_NOSE, :] * scale).astype(np.int32))
-    cv2.fillConvexPoly(face, hull, 255)
-    middle = points[30] * scale
-    rows, columns = np.ogrid[: small.shape[0], : small.shape[1]]
-    away = np.hypot(columns - middle[0], rows - middle[1]) > _AWAY * scale * np.linalg.norm(points[16] - points[0])
-    return np.array([lab[mask].mean(0) if mask.any() else NOTHING[0] for mask in (face > 0, away)])
+class ColourMeter:
+    """Watches the mean colours (CIE L*a*b*) of the cheeks and nose, and of what lies well beyond the face."""
+
+    def __init__(self) -> None:
+        self._away: NDArray[np.bool_] | None = None
+        self._face: list[Colours] = []
+        self._background: list[Colours] = []
+
+    def add(self, frame: Picture, points: Points | None) -> None:
+        """Watch the next frame; ``points`` are its 68 landmarks, if a face was seen."""
+        face, background = _NOTHING, _NOTHING
+        if points is not None:
+            scale = _SIDE / min(frame.shape[:2])
+            small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+            lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+            face = _mean(lab, _cheeks(points * scale, lab.shape))
+            if self._away is None:  # where the first face was: a region that moved with the face would change its content
+                self._away = _beyond(points * scale, lab.shape)
+            background = _mean(lab, self._away)
+        self._face.append(face)
+        self._background.append(background)
+
+    def drift(self) -> tuple[float, float]:
+        """Difference (CIE 1976 ΔE) between the means of the first and the last five seconds: of the face, of the background.
+
+        Of a clip shorter than ten seconds, halves are compared. NaN where there is nothing to compare.
+        """
+        span = max(1, min(_SECONDS * FPS, len(self._face) // 2))
+        face, background = np.array(self._face), np.array(self._background)
+        return _distance(face[:span], face[-span:]), _distance(background[:span], background[-span:])
 
 
-def colour_drift(colours: Colours) -> tuple[float, float]:
-    """Difference (CIE 1976 ΔE) between the mean colours of the first and the last five seconds: of the face, of the background.
+def _cheeks(points: Points, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    mask = np.zeros(shape[:2], np.uint8)
+    cv2.fillConvexPoly(mask, cv2.convexHull(np.round(points[_CHEEKS_AND_NOSE, :]).astype(np.int32)), 255)
+    return np.asarray(mask > 0)
 
-    Args:
-        colours: :func:`mean_colours` of every frame, ``[T, 2, 3]``. Of a clip shorter than ten seconds, halves are compared.
-    """
-    span = max(1, min(_SECONDS * FPS, len(colours) // 2))
-    return _distance(colours[:span, 0], colours[-span:, 0]), _distance(colours[:span, 1], colours[-span:, 1])
+
+def _beyond(points: Points, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    rows, columns = np.ogrid[: shape[0], : shape[1]]
+    distance = np.hypot(columns - points[30, 0], rows - points[30, 1])
+    return np.asarray(distance > _AWAY * np.linalg.norm(points[16] - points[0]))
+
+
+def _mean(lab: Colours, mask: NDArray[np.bool_]) -> Colours:
+    return np.asarray(lab[mask].mean(0), np.float64) if mask.any() else _NOTHING
 
 
 def _distance(first: Colours, last: Colours) -> float:

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from model_store.engine import FPS, SPEECH_RATE, Picture
 from model_store.errors import InfiniteTalkError
+from model_store.portrait.engine import CHUNK_FRAMES
 from service.evaluate.blinks import Blink, find_blinks
-from service.evaluate.colour import colour_drift, mean_colours
+from service.evaluate.colour import ColourMeter
 from service.evaluate.face_reader import FaceReader, Points
 from service.evaluate.landmarks import eye_distance, eye_openness, face_width, jitter, mouth_opening
 from service.evaluate.motion import MotionMeter, joint_ratios, least_in_windows
@@ -27,9 +28,6 @@ from service.media.speech import open_speech
 from service.media.video import read_video_frames
 
 Curve = NDArray[np.float64]
-
-CHUNK_FRAMES = 72
-"""Frames in a chunk of the portrait engine: where joints are looked for."""
 
 IDENTITY_EVERY = 10
 """Identity changes slowly and costs 0.1 s: every tenth frame is compared with the photo."""
@@ -112,7 +110,7 @@ class _Watched:
 
     motion: MotionMeter = field(default_factory=MotionMeter)
     tracks: list[Points] = field(default_factory=list)
-    colours: list[NDArray[np.float64]] = field(default_factory=list)
+    colours: ColourMeter = field(default_factory=ColourMeter)
     distances: list[float] = field(default_factory=list)
     strip: list[tuple[float, Picture]] = field(default_factory=list)
     size: tuple[int, int] = (0, 0)
@@ -166,7 +164,7 @@ def _watch(video: Path, count: int, picture: Picture, reader: FaceReader, on_fra
         if points is not None and own is not None and number % IDENTITY_EVERY == 0:
             watched.distances.append(float(np.linalg.norm(reader.descriptor(frame, points) - own)))
         watched.motion.add(frame, points)
-        watched.colours.append(mean_colours(frame, points))
+        watched.colours.add(frame, points)
         watched.tracks.append(np.full((68, 2), np.nan) if points is None else points)
         watched.size = frame.shape[1], frame.shape[0]
         if number in keep:
@@ -191,7 +189,7 @@ def _evaluation(watched: _Watched, level: Curve, timings: Timings | None) -> Eva
     lag, correlation = sound_lag(opening, level)
     inside, outside = np.array(watched.motion.inside), np.array(watched.motion.outside)
     joint_largest, joint_median = joint_ratios(np.array(watched.motion.change), CHUNK_FRAMES)
-    face_drift, background_drift = colour_drift(np.array(watched.colours))
+    face_drift, background_drift = watched.colours.drift()
     measures = Measures(
         frames=len(tracks),
         seconds=len(tracks) / FPS,

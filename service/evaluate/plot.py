@@ -10,7 +10,7 @@ import numpy as np
 from model_store.engine import FPS
 from model_store.errors import InfiniteTalkError
 from service.evaluate.face_reader import MISSING_EXTRA
-from service.evaluate.measure import Evaluation
+from service.evaluate.measure import Evaluation, Measures
 from service.evaluate.timings import CLOSED, OPEN, TUCKED
 
 _ROW_SECONDS = 15
@@ -38,13 +38,14 @@ def save_plot(evaluation: Evaluation, output: Path, title: str) -> None:
     speech_rows = min(_MOST_ROWS, max(1, -(-int(np.ceil(seconds)) // _ROW_SECONDS)))
     strip = evaluation.strip
     aspect = sum(picture.shape[1] / picture.shape[0] for _, picture in strip) or 1.0
-    strip_height = min(4.0, 15.4 / aspect)
+    strip_height = min(4.0, 18.0 / aspect)
     heights = [strip_height, *[1.55] * speech_rows, 1.9]
     figure: Any = Figure(figsize=(16, sum(heights) + 0.5 * len(heights) + 0.7), facecolor="white", layout="constrained")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.05)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     figure.suptitle(title, x=0.008, ha="left", fontsize=15, fontweight="bold", color=_INK)
+    figure.text(0.992, 0.985, _verdict(evaluation.measures), ha="right", va="top", fontsize=11, color=_INK)
     _draw_strip(figure.add_subplot(grid[0]), strip)
     rows = [figure.add_subplot(grid[1 + row]) for row in range(speech_rows)]
     for row, axes in enumerate(rows):
@@ -59,6 +60,13 @@ def save_plot(evaluation: Evaluation, output: Path, title: str) -> None:
             f"The plot {output.name!r} cannot be written ({error}): choose a .png in a folder that can be.",
             param="output",
         ) from error
+
+
+def _verdict(m: Measures) -> str:
+    judged = (("P/B/M", m.closures), ("F/V", m.tucks), ("open vowels", m.opens))
+    words = [f"{name} {found.probability:.2f} (wrong times {found.shifted:.2f})" for name, found in judged if found]
+    words += [f"identity {m.identity_mean:.2f} (worst {m.identity_worst:.2f})", f"{m.blinks_a_minute:.0f} blinks a minute"]
+    return "     ".join(words)
 
 
 def _draw_strip(axes: Any, strip: list[tuple[float, Any]]) -> None:
@@ -94,17 +102,8 @@ def _draw_speech(axes: Any, evaluation: Evaluation, start: float, *, first: bool
     axes.set_ylim(min(0.0, float(np.nanmin(evaluation.opening))), top)
     axes.set_ylabel("gap / eye distance", color=_MUTED, fontsize=9)
     if first:
-        verdicts = [
-            f"{name} {found.probability:.2f} (wrong times {found.shifted:.2f})"
-            for name, found in (
-                ("P/B/M", evaluation.measures.closures),
-                ("F/V", evaluation.measures.tucks),
-                ("open vowels", evaluation.measures.opens),
-            )
-            if found
-        ]
-        shown_part = "" if evaluation.measures.seconds <= _ROW_SECONDS * _MOST_ROWS else ", first minute"
-        axes.set_title(f"Mouth and sound{shown_part}     " + "     ".join(verdicts), loc="left", fontsize=11, color=_INK)
+        part = "" if evaluation.measures.seconds <= _ROW_SECONDS * _MOST_ROWS else ", first minute"
+        axes.set_title(f"Mouth and sound{part}", loc="left", fontsize=11, color=_INK)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=5, frameon=False, fontsize=9, borderaxespad=0.2)
 
 
@@ -119,14 +118,7 @@ def _draw_pose(axes: Any, evaluation: Evaluation) -> None:
     axes.set_xlim(0, evaluation.measures.seconds)
     axes.set_ylabel("degrees", color=_MUTED, fontsize=9)
     axes.set_xlabel("seconds", color=_MUTED)
-    m = evaluation.measures
-    axes.set_title(
-        f"Head pose (about its median) and blinks     {m.blinks_a_minute:.0f} blinks a minute     "
-        f"identity {m.identity_mean:.2f} mean, {m.identity_worst:.2f} worst",
-        loc="left",
-        fontsize=11,
-        color=_INK,
-    )
+    axes.set_title("Head pose about its median, and blinks", loc="left", fontsize=11, color=_INK)
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1.0), ncols=4, frameon=False, fontsize=9, borderaxespad=0.2)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 Tracks = NDArray[np.float64]
 
-_POINTS = (27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45)
+POINTS = (27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45)
 """Nose and eye corners only: a jaw that speaks would look like a nodding head."""
 
 # Millimetres, x to the viewer's right, y down, z away from the viewer, origin at the root of the nose. Across the face: dlib's
@@ -37,7 +37,7 @@ def head_pose(tracks: Tracks, width: int, height: int) -> NDArray[np.float64]:
     focal = 1.5 * max(width, height)
     camera = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
     angles = np.full((len(tracks), 3), np.nan)
-    for number, points in enumerate(np.ascontiguousarray(tracks[:, _POINTS])):
+    for number, points in enumerate(np.ascontiguousarray(tracks[:, POINTS])):
         if not np.isfinite(points).all():
             continue
         solved, turn, _ = cv2.solvePnP(FACE, points, camera, None, flags=cv2.SOLVEPNP_SQPNP)
@@ -47,9 +47,10 @@ def head_pose(tracks: Tracks, width: int, height: int) -> NDArray[np.float64]:
 
 
 def _angles(rotation: NDArray[np.float64]) -> tuple[float, float, float]:
-    """Angles of R = Rz(roll) Ry(-yaw) Rx(-pitch) in camera axes; the face looks along -z."""
-    forward = -rotation[:, 2]
+    """Angles of R = Rz(roll) Ry(-yaw) Rx(pitch) in camera axes; the face looks along -z."""
+    roll = np.arctan2(rotation[1, 0], rotation[0, 0])
+    upright = np.array([[np.cos(roll), np.sin(roll), 0], [-np.sin(roll), np.cos(roll), 0], [0, 0, 1]]) @ rotation
+    forward = -upright[:, 2]
     yaw = np.arctan2(forward[0], -forward[2])
     pitch = np.arcsin(np.clip(forward[1], -1, 1))
-    roll = np.arctan2(rotation[1, 0], rotation[0, 0])
     return float(np.degrees(yaw)), float(np.degrees(pitch)), float(np.degrees(roll))
