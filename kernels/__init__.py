@@ -1,19 +1,9 @@
 """Triton kernels of the video transformer, each beside its plain-torch reference."""
 
-from kernels.attention import attention, attention_with_lse, merge_attention
-from kernels.block_sparse import BlockList, block_sparse_attention, select_blocks
 from kernels.class_map import class_attention_map
 from kernels.cross_attention import framewise_attention, text_image_attention
-from kernels.eight_bit_attention import (
-    EightBitQK,
-    EightBitV,
-    eight_bit_attention,
-    qk_norm_rope_quantised,
-    quantise_qk,
-    quantise_v,
-)
 from kernels.gelu import gelu_tanh
-from kernels.layer_norm import (
+from kernels.layer_norms import (
     layer_norm,
     layer_norm_modulate,
     layer_norm_quantised,
@@ -23,6 +13,16 @@ from kernels.layer_norm import (
 from kernels.linear import EightBitWeight, layer_precision, linear_eight_bit, quantise_weight
 from kernels.quantise import gelu_tanh_quantised, quantise_rows
 from kernels.rms_rope import qk_norm_rope, rms_norm, rope_1d
+from kernels.self_attention import attention, attention_with_lse, merge_attention
+from kernels.self_attention_eight_bit import (
+    EightBitQK,
+    EightBitV,
+    eight_bit_attention,
+    qk_norm_rope_quantised,
+    quantise_qk,
+    quantise_v,
+)
+from kernels.self_attention_sparse import BlockList, block_sparse_attention, select_blocks
 
 __all__ = [
     "BlockList",

@@ -178,7 +178,7 @@ def _flash_kernel(
             LIFT,
         )
     block = tl.load(block_list + last) if block_list is not None else last
-    for piece in tl.static_range(PIECES):
+    for piece in range(0, PIECES):
         acc, peak, total = _step(
             query,
             k,

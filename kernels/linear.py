@@ -106,7 +106,7 @@ def _int8_linear_kernel(
         else:
             x_tile = tl.load(x_pointers + start, mask=(k < inner - start)[None, :], other=0)
             weight_tile = tl.load(weight_pointers + start, mask=(k < inner - start)[None, :], other=0)
-        acc = tl.dot(x_tile, tl.trans(weight_tile), acc)
+        acc = tl.dot(x_tile, tl.trans(weight_tile), acc, out_dtype=tl.int32)
     result = acc.to(tl.float32) * tl.load(x_scale + row % rows)[:, None] * tl.load(weight_scale + column % columns)[None, :]
     if bias is not None:
         result += tl.load(bias + column % columns).to(tl.float32)[None, :]

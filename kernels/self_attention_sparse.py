@@ -16,9 +16,9 @@ from torch import Tensor
 from kernels import reference
 from kernels._flash import FlashInputs, start_flash
 from kernels._operation import operation, room
-from kernels.attention import sixteen_bit_obstacle
 from kernels.dispatch import Option, choose, runs_plain
 from kernels.reference import K_BLOCK, Q_BLOCK
+from kernels.self_attention import sixteen_bit_obstacle
 
 
 class BlockList(NamedTuple):

@@ -22,11 +22,11 @@ from kernels._operation import operation, room
 from kernels._rows import contiguous_channels, cut_row, largest, read_part, require_rows, to_eight_bits
 from kernels._softmax import head_dim_obstacle, load_tile, store_tile, tile_pointers
 from kernels._triton import jit, launch, tl
-from kernels.attention import SIXTEEN_BIT
-from kernels.block_sparse import BlockList
-from kernels.dispatch import architecture, runs_plain, triton_obstacle, use_triton
+from kernels.dispatch import Option, architecture, choose, runs_plain, triton_obstacle, use_triton
 from kernels.quantise import eight_bit_obstacle
 from kernels.reference import K_GROUP, V_PADDING
+from kernels.self_attention import SIXTEEN_BIT
+from kernels.self_attention_sparse import BlockList
 from kernels.settings import launch_settings
 
 EIGHT_BIT = (torch.int8, torch.float8_e4m3fn)
@@ -409,7 +409,8 @@ def _eight_bit_op(
     obstacle = triton_obstacle(setting, q, EIGHT_BIT) or head_dim_obstacle(q.shape[-1], num_heads)
     if v_scale is None and v.dtype not in SIXTEEN_BIT:
         obstacle = obstacle or f"values are {v.dtype}, neither 16 bits nor quantise_v's"
-    if not use_triton("eight_bit_attention", v, setting=setting, obstacle=obstacle):
+    triton = Option("triton", "8-bit tensor cores", obstacle)
+    if choose("eight_bit_attention", (triton, Option("reference", "plain torch serves everything"))) == "reference":
         return _plain_attention(q, q_scale, k, k_scale, v, v_scale, v_mean, block_list, block_count, num_heads, scale, out_dtype)
     out = room(q, out_dtype)
     inputs = FlashInputs(q, k, contiguous_channels(v), q_scale, k_scale, v_scale, v_mean, block_list, block_count)

@@ -1,0 +1,275 @@
+"""The attention kernels against the fp64 truth. Products run in fp16: the interpreter multiplies the bits of bf16."""
+
+import pytest
+import torch
+from closeness import cosine, relative_l1
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import kernels
+from kernels import dispatch, reference
+from kernels.settings import ARCHITECTURES, Architecture
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float16) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def qkv(q_len: int, k_len: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    return noise(q_len, width, seed=seed), noise(k_len, width, seed=seed + 1), noise(k_len, width, seed=seed + 2)
+
+
+def torch_in_fp16(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+    """Attention as torch does it with 16-bit operands and weights: what an exact kernel may at most double the error of."""
+    heads = [x.view(x.shape[0], num_heads, -1).transpose(0, 1) for x in (q, k, v)]
+    scores = heads[0].float() @ heads[1].float().transpose(1, 2) * heads[0].shape[-1] ** -0.5
+    out = scores.softmax(-1).half().float() @ heads[2].float()
+    return out.transpose(0, 1).flatten(1).half()
+
+
+def assert_as_exact_as_torch(got: Tensor, fp16: Tensor, exact: Tensor) -> None:
+    assert got.shape == exact.shape
+    assert torch.isfinite(got).all()
+    assert (got.double() - exact).norm() <= 2 * (fp16.double() - exact).norm() + 1e-6 * exact.norm()
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    """Each architecture's own tiles and loads: descriptors on sm_90, pointers elsewhere."""
+    chosen: Architecture = request.param
+    return chosen
+
+
+@pytest.mark.parametrize(("q_len", "k_len", "head_dim"), [(130, 140, 64), (1, 1, 128), (64, 128, 32)])
+def test_dense_attention_and_its_log_sum_exp(architecture: Architecture, q_len: int, k_len: int, head_dim: int) -> None:
+    q, k, v = qkv(q_len, k_len, 2 * head_dim)
+    with dispatch.pretend(architecture):
+        got, lse = kernels.attention_with_lse(q, k, v, 2)
+    exact, exact_lse = reference.attention_with_lse(q.double(), k, v, 2)
+    assert_as_exact_as_torch(got, torch_in_fp16(q, k, v, 2), exact)
+    assert (lse - exact_lse).abs().max() < 1e-4
+
+
+@settings(max_examples=8, deadline=None)
+@given(q_len=st.integers(1, 140), k_len=st.integers(1, 300), heads=st.integers(1, 2), seed=st.integers(0, 2**16))
+def test_dense_attention_of_any_length(q_len: int, k_len: int, heads: int, seed: int) -> None:
+    q, k, v = qkv(q_len, k_len, heads * 32, seed)
+    got = kernels.attention(q, k, v, heads)
+    assert_as_exact_as_torch(got, torch_in_fp16(q, k, v, heads), reference.attention(q.double(), k, v, heads))
+
+
+def test_dense_attention_with_huge_scores_and_an_own_scale() -> None:
+    q, k, v = qkv(40, 200, 64)
+    got = kernels.attention(q * 40, k * 40, v, 1, scale=0.5)
+    exact = reference.attention((q * 40).double(), k * 40, v, 1, scale=0.5)
+    assert torch.isfinite(got).all()
+    assert relative_l1(got, exact) < 1e-3
+
+
+def test_dense_attention_reads_slices_of_one_projection(architecture: Architecture) -> None:
+    fused = noise(150, 3 * 64)
+    q, k, v = fused[:, :64], fused[:, 64:128], fused[:, 128:]
+    with dispatch.pretend(architecture):
+        got = kernels.attention(q, k, v, 2)
+    assert_as_exact_as_torch(got, torch_in_fp16(q.contiguous(), k, v, 2), reference.attention(q.double(), k, v, 2))
+
+
+def test_unaligned_rows_are_read_through_pointers() -> None:
+    q, k, v = (noise(70, 67, seed=seed)[:, 1:65] for seed in range(3))
+    got = kernels.attention(q, k, v, 2)
+    exact = reference.attention(q.double(), k, v, 2)
+    assert relative_l1(got, exact) < 1e-3
+
+
+def test_parts_merge_to_the_whole() -> None:
+    q, k, v = qkv(70, 300, 64)
+    parts = [kernels.attention_with_lse(q, k[a:b], v[a:b], 2) for a, b in ((0, 90), (90, 91), (91, 300))]
+    exact = reference.attention(q.double(), k, v, 2)
+    assert relative_l1(kernels.merge_attention(parts), exact) < 1e-3
+
+
+def test_attention_refuses_what_has_no_answer() -> None:
+    q, k, v = qkv(4, 4, 32)
+    with pytest.raises(ValueError, match="no keys"):
+        kernels.attention(q, k[:0], v[:0], 1)
+    with pytest.raises(ValueError, match="positive"):
+        kernels.attention(q, k, v, 1, scale=-1.0)
+    with pytest.raises(ValueError, match="do not split into 3 heads"):
+        kernels.attention(q, k, v, 3)
+
+
+@pytest.mark.parametrize(("text", "image"), [(70, 33), (64, 64), (5, 129)])
+def test_text_and_image_attention(architecture: Architecture, text: int, image: int) -> None:
+    q, k_text, v_text = qkv(150, text, 128)
+    _, k_image, v_image = qkv(1, image, 128, seed=9)
+    with dispatch.pretend(architecture):
+        got = kernels.text_image_attention(q, k_text, v_text, k_image, v_image, 2)
+    fp16 = torch_in_fp16(q, k_text, v_text, 2) + torch_in_fp16(q, k_image, v_image, 2)
+    exact = reference.text_image_attention(q.double(), k_text, v_text, k_image, v_image, 2)
+    assert_as_exact_as_torch(got, fp16, exact)
+
+
+@pytest.mark.parametrize(("frames", "queries", "keys"), [(3, 70, 32), (2, 65, 64), (1, 5, 7), (2, 10, 130)])
+def test_framewise_attention(frames: int, queries: int, keys: int) -> None:
+    q, k, v = noise(frames * queries, 128), noise(frames, keys, 128, seed=1), noise(frames, keys, 128, seed=2)
+    got = kernels.framewise_attention(q, k, v, 2)
+    fp16 = torch.cat([torch_in_fp16(q[t * queries : (t + 1) * queries], k[t], v[t], 2) for t in range(frames)])
+    assert_as_exact_as_torch(got, fp16, reference.framewise_attention(q.double(), k, v, 2))
+
+
+def test_framewise_attention_reads_the_halves_of_one_projection() -> None:
+    q, both = noise(20, 64), noise(2, 32, 128, seed=1)
+    got = kernels.framewise_attention(q, both[..., :64], both[..., 64:], 2)
+    assert relative_l1(got, reference.framewise_attention(q.double(), both[..., :64], both[..., 64:], 2)) < 1e-3
+
+
+def test_framewise_attention_refuses_frames_that_do_not_divide() -> None:
+    with pytest.raises(ValueError, match="do not split into 3 frames"):
+        kernels.framewise_attention(noise(20, 64), noise(3, 4, 64), noise(3, 4, 64), 2)
+
+
+def test_class_map(architecture: Architecture) -> None:
+    q, k, _ = qkv(150, 100, 96)
+    masks = torch.zeros(4, 100)
+    masks[0, :30], masks[1, 20:60], masks[2, 60:] = 1, 1, 1  # two overlap; the fourth class is empty
+    with dispatch.pretend(architecture):
+        got = kernels.class_attention_map(q, k, masks, 3)
+    exact = reference.class_attention_map(q.double(), k, masks, 3)
+    assert got.dtype == torch.float32
+    assert (got - exact).abs().max() <= 1e-3 * exact.max()
+    assert torch.equal(got.argmax(0), exact.argmax(0))
+    assert not got[3].any()
+
+
+def long_tailed(length: int, width: int, seed: int) -> Tensor:
+    """Channels of very different size with a bias, as keys and values of trained models have them."""
+    gains = noise(1, width, seed=seed + 50, dtype=torch.float32).mul(0.7).exp()
+    bias = noise(1, width, seed=seed + 60, dtype=torch.float32) * 2
+    return (noise(length, width, seed=seed, dtype=torch.float32) * gains + bias).half()
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_eight_bit_operands_are_the_reference_s(dtype: torch.dtype) -> None:
+    q, k, v = noise(200, 128), long_tailed(300, 128, 1), long_tailed(300, 128, 2)
+    pairs = zip(kernels.quantise_qk(q, k, 2, dtype), reference.quantise_qk(q, k, 2, dtype), strict=True)
+    values = zip(kernels.quantise_v(v), reference.quantise_v(v), strict=True)
+    for got, wanted in (*pairs, *values):
+        assert got.dtype == wanted.dtype
+        assert got.shape == wanted.shape
+        # Sums in another order may tip a value over to the next step.
+        different = (got.float() - wanted.float()).abs() > 1e-4 * wanted.float().abs() + 1e-6
+        assert different.float().mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fp8_values", "least_cosine", "most_l1"),
+    [
+        (torch.int8, False, 0.999, 0.03),
+        (torch.int8, True, 0.998, 0.07),
+        (torch.float8_e4m3fn, True, 0.998, 0.07),
+    ],
+)
+@pytest.mark.parametrize("data", ["normal", "long-tailed"])
+def test_eight_bit_attention_is_close(
+    data: str, dtype: torch.dtype, fp8_values: bool, least_cosine: float, most_l1: float
+) -> None:
+    q, k, v = qkv(130, 200, 256)
+    if data == "long-tailed":
+        k, v = long_tailed(200, 256, 1), long_tailed(200, 256, 2)
+    qk = kernels.quantise_qk(q, k, 2, dtype)
+    got = kernels.eight_bit_attention(qk, kernels.quantise_v(v) if fp8_values else v, 2, out_dtype=torch.float16)
+    exact = reference.attention(q.double(), k, v, 2)
+    assert cosine(got, exact) >= least_cosine
+    assert relative_l1(got, exact) <= most_l1
+
+
+@pytest.mark.parametrize("fp8_values", [False, True])
+def test_eight_bit_attention_adds_no_error_to_its_operands(architecture: Architecture, fp8_values: bool) -> None:
+    if architecture == "sm_80" and fp8_values:
+        pytest.skip("sm_80 has no fp8")
+    q, k, v = noise(130, 128), long_tailed(200, 128, 1), long_tailed(200, 128, 2)
+    qk = reference.quantise_qk(q, k, 2)
+    values = kernels.EightBitV(*reference.quantise_v(v)) if fp8_values else v
+    with dispatch.pretend(architecture):
+        got = kernels.eight_bit_attention(kernels.EightBitQK(*qk), values, 2, out_dtype=torch.float32)
+    seen = reference.dequantise_v(*values, 200) if isinstance(values, kernels.EightBitV) else v
+    mean = seen.double().mean(0)  # easy to hit, and large here: what counts is what attention adds to it
+    exact = reference.attention(*(x.double() for x in reference.dequantise_qk(*qk)), seen, 2) - mean
+    # What is left is the softmax weights' rounding: 16 bits, or fp8's 2.6% of each, which averages out over the keys.
+    assert relative_l1(got.double() - mean, exact) <= (0.03 if fp8_values else 1e-3)
+
+
+def test_norm_rope_and_quantisation_in_one() -> None:
+    q, k, v = qkv(150, 150, 128)
+    weights, angles = noise(2, 128, seed=5, dtype=torch.float32), noise(150, 32, seed=6, dtype=torch.float32) * 9
+    qk = kernels.qk_norm_rope_quantised(q, k, weights[0], weights[1], angles.cos(), angles.sin(), 2)
+    got = kernels.eight_bit_attention(qk, v, 2, out_dtype=torch.float16)
+    rotated = reference.qk_norm_rope(q.double(), k.double(), weights[0], weights[1], angles.cos(), angles.sin(), 2)
+    exact = reference.attention(*rotated, v, 2)
+    assert cosine(got, exact) >= 0.999
+    assert relative_l1(got, exact) <= 0.03
+
+
+@pytest.mark.parametrize("k_len", [300, 256, 257])
+def test_block_sparse_attention(architecture: Architecture, k_len: int) -> None:
+    q, k, v = qkv(200, k_len, 64)
+    blocks = kernels.select_blocks(q, k, 2, 0.4, least_similarity=-1)
+    with dispatch.pretend(architecture):
+        got = kernels.block_sparse_attention(q, k, v, 2, blocks)
+    exact = reference.block_sparse_attention(q.double(), k, v, 2, blocks.listed, blocks.counts)
+    assert relative_l1(got, exact) < 1e-3
+    assert relative_l1(got, reference.attention(q.double(), k, v, 2)) > 0.05  # something was left out
+
+
+def test_block_sparse_attention_with_full_lists_is_dense() -> None:
+    q, k, v = qkv(200, 300, 64)
+    got = kernels.block_sparse_attention(q, k, v, 2, kernels.select_blocks(q, k, 2, 1.0))
+    assert_as_exact_as_torch(got, torch_in_fp16(q, k, v, 2), reference.attention(q.double(), k, v, 2))
+
+
+def test_block_sparse_attention_in_eight_bits() -> None:
+    q, k, v = qkv(200, 300, 64)
+    blocks = kernels.select_blocks(q, k, 2, 0.6, least_similarity=-1)
+    exact = reference.block_sparse_attention(q.double(), k, v, 2, blocks.listed, blocks.counts)
+    for values in (v, kernels.quantise_v(v)):
+        got = kernels.eight_bit_attention(kernels.quantise_qk(q, k, 2), values, 2, blocks=blocks, out_dtype=torch.float16)
+        assert cosine(got, exact) >= 0.998
+        assert relative_l1(got, exact) <= 0.07
+
+
+def test_eight_bit_linear() -> None:
+    for rows, inner, outer in ((130, 200, 72), (5, 128, 130)):
+        x, weight, bias = noise(rows, inner), noise(outer, inner, seed=1), noise(outer, seed=2)
+        quantised, packed = kernels.quantise_rows(x, torch.int8), kernels.quantise_weight(weight, torch.int8)
+        got = kernels.linear_eight_bit(quantised, packed, bias, torch.float32)
+        restored = (quantised[0].double() * quantised[1].double()) @ (packed.values.double() * packed.scale.double()).t()
+        assert torch.allclose(got.double(), restored + bias.double(), atol=1e-3, rtol=1e-5)
+        assert relative_l1(got, x.double() @ weight.double().t() + bias.double()) < 0.02
+
+
+def operators() -> list[tuple[str, tuple[object, ...]]]:
+    q, k, v = qkv(5, 7, 64)
+    qk = reference.quantise_qk(q, k, 2)
+    frames = [x[:6].view(2, 3, 64) for x in (k, v)]
+    blocks = (torch.zeros(2, 1, 1, dtype=torch.int32), torch.ones(2, 1, dtype=torch.int32))
+    rows = reference.quantise_rows(q, torch.int8)
+    nothing = (None, None, None, None)
+    return [
+        ("attention", (q, k, v, 2, None)),
+        ("attention_with_lse", (q, k, v, 2, None)),
+        ("text_image_attention", (q, k, v, k, v, 2)),
+        ("framewise_attention", (q[:4], *frames, 2)),
+        ("class_attention_map", (q, k, torch.ones(2, 7), 2)),
+        ("block_sparse_attention", (q, k, v, *blocks, 2, None)),
+        ("quantise_qk", (q, k, *nothing, 2, 0.0, torch.int8)),
+        ("quantise_v", (v,)),
+        ("eight_bit_attention", (*qk, v, *nothing, 2, None, torch.float16)),
+        ("linear_eight_bit", (*rows, *rows, None, torch.float16)),
+    ]
+
+
+@pytest.mark.parametrize(("operator", "arguments"), operators(), ids=lambda x: x if isinstance(x, str) else "")
+def test_operators_tell_the_compiler_the_truth(operator: str, arguments: tuple[object, ...]) -> None:
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(getattr(torch.ops.infinite_talk, operator).default, arguments, test_utils=checks)
