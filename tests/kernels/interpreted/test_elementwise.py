@@ -87,3 +87,16 @@ def test_rows_in_eight_bits(width: int, dtype: torch.dtype) -> None:
 def test_operators_tell_the_compiler_the_truth(operator: str, arguments: tuple[object, ...]) -> None:
     checks = ("test_schema", "test_faketensor")
     torch.library.opcheck(getattr(torch.ops.infinite_talk, operator).default, arguments, test_utils=checks)
+
+
+def test_a_transformer_s_steps_compile_without_a_break() -> None:
+    def steps(x: torch.Tensor, y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        total, h = kernels.residual_gate_norm(x, y, gate, shift=gate, scale=gate)
+        q, k = kernels.qk_norm_rope(h, total, gate, gate, tables.cos(), tables.sin(), 2)
+        mixed = kernels.attention(q.half(), k.half(), kernels.gelu_tanh(total).half(), 2)
+        values, scales = kernels.layer_norm_quantised(mixed, dtype=torch.int8)
+        return values * scales
+
+    x, y, gate, tables = noise(5, 64), noise(5, 64, seed=1), noise(64, seed=2), noise(5, 16, seed=3)
+    compiled = torch.compile(steps, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x, y, gate), steps(x, y, gate))

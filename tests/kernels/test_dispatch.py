@@ -1,0 +1,104 @@
+"""Which implementation serves a call, what is said about it, and life without Triton."""
+
+import importlib.util
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+if importlib.util.find_spec("torch") is None:
+    pytest.skip("torch is not installed (extra: gpu)", allow_module_level=True)
+
+import torch
+
+import kernels
+from kernels import dispatch
+from kernels.dispatch import OVERRIDE, Option, architecture_of, choose
+
+FAST, SLOW, BROKEN = Option("fast", "quick"), Option("slow", "sure"), Option("broken", "new", "it is missing a part")
+
+
+@pytest.mark.parametrize(
+    ("capability", "architecture"),
+    [
+        ((7, 5), None),
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_80"),
+        ((8, 9), "sm_89"),
+        ((9, 0), "sm_90"),
+        ((10, 0), "sm_89"),
+        ((12, 0), "sm_89"),
+    ],
+)
+def test_capabilities_find_their_settings(capability: tuple[int, int], architecture: str | None) -> None:
+    assert architecture_of(capability) == architecture
+
+
+def test_the_first_that_can_serve_does_and_says_why_once(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._say_once.cache_clear()
+    with caplog.at_level(logging.INFO, logger="kernels.dispatch"):
+        assert choose("thing", (BROKEN, FAST, SLOW)) == "fast"
+        assert choose("thing", (BROKEN, FAST, SLOW)) == "fast"
+    assert [record.getMessage() for record in caplog.records] == ["thing runs on fast: not broken: it is missing a part"]
+
+
+@pytest.mark.parametrize(
+    ("override", "chosen"), [("slow", "slow"), ("thing=slow", "slow"), ("other=slow", "fast"), ("odd", "fast")]
+)
+def test_the_override_names_one(monkeypatch: pytest.MonkeyPatch, override: str, chosen: str) -> None:
+    monkeypatch.setenv(OVERRIDE, override)
+    assert choose("thing", (FAST, SLOW)) == chosen
+
+
+@pytest.mark.parametrize(("override", "complaint"), [("thing=odd", "it has fast, broken"), ("thing=broken", "missing a part")])
+def test_an_override_that_cannot_be_met_is_an_error(monkeypatch: pytest.MonkeyPatch, override: str, complaint: str) -> None:
+    monkeypatch.setenv(OVERRIDE, override)
+    with pytest.raises(ValueError, match=complaint):
+        choose("thing", (FAST, BROKEN))
+
+
+def test_cpu_tensors_take_the_reference_and_compile_whole() -> None:
+    def block(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        total, h = kernels.residual_gate_norm(x, x, gate)
+        return kernels.attention(h, h, kernels.gelu_tanh(total), 2)
+
+    x, gate = torch.randn(6, 16), torch.randn(16)
+    compiled = torch.compile(block, backend="eager", fullgraph=True)
+    assert torch.allclose(compiled(x, gate), block(x, gate), atol=1e-6)
+
+
+def test_everything_imports_and_runs_without_triton() -> None:
+    program = """
+import sys
+sys.modules["triton"] = None
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
+import torch, kernels
+x = torch.randn(4, 32)
+assert kernels.attention(x, x, x, 2).shape == (4, 32)
+print(kernels._triton.HAVE_TRITON)
+"""
+    root = Path(__file__).parents[2]
+    run = subprocess.run([sys.executable, "-c", program], cwd=root, check=False, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout.strip()) == (0, "False"), run.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"),
+    [
+        ("blocks.0.self_attn.q", "eight_bit"),
+        ("blocks.39.ffn.2", "eight_bit"),
+        ("blocks.3.cross_attn.o", "eight_bit"),
+        ("blocks.3.cross_attn.k_img", "bf16"),
+        ("blocks.3.audio_cross_attn.proj", "eight_bit"),
+        ("blocks.3.audio_cross_attn.kv_linear", "bf16"),
+        ("time_projection.1", "bf16"),
+        ("head.head", "bf16"),
+        ("a.layer.nobody.knows", "bf16"),
+    ],
+)
+def test_layers_have_their_precision(layer: str, precision: str) -> None:
+    assert kernels.layer_precision(layer) == precision
