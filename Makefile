@@ -8,13 +8,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= talking.mp4
 
-.PHONY: demo serve test check clean
+.PHONY: demo serve test check clean bench-gpu
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
 
 serve: $(VENV)/.service
 	$(BIN)/infinitetalk serve
+
+# The GPU's own Python where it has torch, else the virtual environment's.
+bench-gpu:
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) -m bench.gpu.model; \
+	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model; \
+	else echo 'bench-gpu skipped: no Python with torch: make PYTHON=... bench-gpu'; fi
 
 test: check
 	$(BIN)/pytest

@@ -1,0 +1,1 @@
+"""Benches that need an NVIDIA GPU; elsewhere they say so and end."""
