@@ -40,8 +40,11 @@ GAP_OF_APART = 0.06
 TUCK_GAP = 0.018
 """What stays open between the lips at F/V, where the edge of the upper teeth shows."""
 
-SMILE_KEPT = 0.2
-"""Share of the photo's own smile that stays while it speaks: none and the person is another, all and P cannot close."""
+SMILE_KEPT = 0.85
+"""Share of the photo's own smile, teeth included, that stays at rest and in open sounds: without it the person is another."""
+
+SMILE_RELAXED = 0.2
+"""Share that stays while the lips close, tuck or round: nobody can say P through a broad smile."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,7 @@ class FaceControls:
         self.sources = Targets(self._shared_points, self._seam(self._upper, -1), self._seam(self._lower, 1))
         self._set_weights(points)
         line = self.rest_line[1]
+        self._own_gap = float((self._lower[:11, 1] - self._upper[:11, 1]).max()) / self.unit
         self._smile_depth = max(0.0, float(line[5] - (line[0] + line[10]) / 2)) / self.unit
 
     def _lip(self, points: NDArray[np.floating], inner: tuple[int, ...], outer: tuple[int, ...]) -> NDArray[np.floating]:
@@ -149,21 +153,29 @@ class FaceControls:
         jaw, apart, press, tuck, wide, smile = (
             float(c[frame]) for c in (dials.jaw, dials.apart, dials.press, dials.tuck, dials.wide, dials.smile)
         )
-        unit, undo = self.unit, self._smile * (1 - SMILE_KEPT)
+        unit = self.unit
         spread, round_ = max(wide, 0.0), max(-wide, 0.0)
+        relaxed = max(press, tuck, round_)
+        kept = SMILE_KEPT + (SMILE_RELAXED - SMILE_KEPT) * relaxed
+        undo = self._smile * (1 - kept)
         open_lips = (1 - press) * (1 - 0.85 * tuck)
         by_jaw, by_lips = GAP_OF_JAW * jaw * open_lips, GAP_OF_APART * apart * open_lips
         raise_upper = 0.16 * by_jaw + 0.5 * by_lips + (TUCK_GAP * 0.6) * tuck * (1 - press)
         drop_lower = 0.84 * by_jaw + 0.5 * by_lips + (TUCK_GAP * 0.4) * tuck * (1 - press)
         drop_chin = GAP_OF_JAW * jaw * (0.84 - 0.55 * press - 0.45 * tuck)
+        # A smile that bares the teeth has parted the lips already: speech opens them further, not twice.
+        bared = self._smile * kept * (1 - relaxed) * open_lips
+        spoken = raise_upper + drop_lower
+        own = bared * self._own_gap
+        part = float(np.hypot(spoken, own)) / max(spoken + own, 1e-6)
 
         narrow = (1 - 0.15 * undo) * (1 + 0.09 * spread - 0.23 * round_) * (1 - 0.07 * jaw * open_lips) * (1 + 0.06 * smile)
         corner_drop = 0.9 * undo * self._smile_depth - 0.02 * smile
-        thick_upper = (1 + 0.18 * undo) * (1 + 0.16 * round_ - 0.07 * spread) * (1 - 0.1 * press)
-        thick_lower = (1 + 0.1 * undo) * (1 + 0.14 * round_ - 0.07 * spread) * (1 - 0.1 * press) * (1 - 0.35 * tuck)
+        thick_upper = (1 + 0.5 * undo) * (1 + 0.16 * round_ - 0.07 * spread) * (1 - 0.1 * press)
+        thick_lower = (1 + 0.4 * undo) * (1 + 0.14 * round_ - 0.07 * spread) * (1 - 0.1 * press) * (1 - 0.35 * tuck)
         rest = self.rest_line
 
-        def lip(local: NDArray[np.floating], thickness: float, shift: float) -> Points:
+        def lip(local: NDArray[np.floating], thickness: float, shift: float, parted: NDArray[np.floating]) -> Points:
             t = self.along(local[:, 0])
             inner_line = np.interp(t, rest[0], rest[1])
             opening = np.maximum(1 - np.abs(t) ** (2.6 - 0.6 * round_), 0) ** 0.62
@@ -171,11 +183,12 @@ class FaceControls:
             beyond = (local[:, 1] - edge) * thickness  # 0 on the inner contour
             moved = local.copy()
             moved[:, 0] *= narrow
-            moved[:, 1] = inner_line + beyond + shift * unit * opening + corner_drop * unit * t * t
+            gap = (shift * unit * opening + bared * np.interp(t, rest[0], parted)) * part
+            moved[:, 1] = inner_line + beyond + gap + corner_drop * unit * t * t
             return self._place(moved)
 
-        upper = lip(self._upper, thick_upper, -raise_upper)
-        lower = lip(self._lower, thick_lower, drop_lower)
+        upper = lip(self._upper, thick_upper, -raise_upper, self._upper[:11, 1] - rest[1])
+        lower = lip(self._lower, thick_lower, drop_lower, self._lower[:11, 1] - rest[1])
         shared = self._shared_points.copy()
         lift = float(dials.brow[frame])
         brow = 0.04 * lift * self._brow_weight if lift > 0 else 0.022 * lift * self._frown_weight
@@ -199,8 +212,8 @@ class FaceControls:
     def rest_line(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         """The line along which the closed lips meet: (place along the mouth -1..1, pixels below its centre), ``[11]`` each."""
         upper, lower = self._upper[:11], self._lower[:11]
-        # Teeth bared by a smile are covered mostly by the upper lip coming down.
-        share = 0.5 + 0.2 * min(1.0, self._smile)
+        # The lower lip does most of the closing over a smile's teeth: so the face keeps most of its likeness (measured).
+        share = 0.5 - 0.15 * self._smile
         return self.along(upper[:, 0]), ((1 - share) * upper[:, 1] + share * lower[:, 1]).astype(np.float32)
 
     @property

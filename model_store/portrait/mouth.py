@@ -46,8 +46,14 @@ class Mouth:
         self._level = (offset @ controls.down - np.interp(self._along, rest_t, rest_b)).astype(np.float32) / unit
         self._image = image[top:bottom, left:right].astype(np.float32)
         self._sample_colours(image)
-        upper_rgb, upper_alpha = self._teeth(UPPER_TEETH, edge=0.014, arc=-0.022, up=True)
-        self._upper = self._with_own_teeth(upper_rgb, upper_alpha)
+        own = self._own_teeth()
+        # The painted teeth end where the photo's own do, else a little below the line of the closed lips.
+        bared = float((controls.photo_inner_lower[5] - controls.centre) @ controls.down - rest_b[5]) / unit
+        if own.any():
+            upper_rgb, upper_alpha = self._teeth(UPPER_TEETH, edge=max(0.014, bared), arc=-0.022, up=True, detail=0.25)
+        else:
+            upper_rgb, upper_alpha = self._teeth(UPPER_TEETH, edge=0.014, arc=-0.022, up=True)
+        self._upper = self._with_own_teeth(upper_rgb, upper_alpha, own)
         self._lower = self._teeth(LOWER_TEETH, edge=0.012, arc=-0.012, up=False)
 
     def _sample_colours(self, image: Picture) -> None:
@@ -78,15 +84,18 @@ class Mouth:
         patch = image[max(0, y - radius) : y + radius + 1, max(0, x - radius) : x + radius + 1]
         return patch.reshape(-1, 3).astype(np.float32)
 
-    def _teeth(self, widths: tuple[float, ...], *, edge: float, arc: float, up: bool) -> tuple[Colour, Plane]:
-        """A row of teeth: colour ``[h, w, 3]`` and coverage ``[h, w]``; ``edge`` is where it ends below the rest line."""
+    def _teeth(
+        self, widths: tuple[float, ...], *, edge: float, arc: float, up: bool, detail: float = 1.0
+    ) -> tuple[Colour, Plane]:
+        """A row of teeth: colour ``[h, w, 3]`` and coverage ``[h, w]``; ``edge`` is where it ends below the rest
+        line, ``arc`` how much lower its sides end, ``detail`` how much single teeth stand out."""
         place = np.abs(self._along) * np.float32(0.19)
         ends = np.cumsum(widths, dtype=np.float32)
         index = np.searchsorted(ends, place.ravel()).reshape(place.shape).clip(0, len(widths) - 1)
         starts = np.concatenate([[0], ends[:-1]]).astype(np.float32)
         size = np.asarray(widths, np.float32)[index]
         within = (place - starts[index]) / size  # 0..1 across one tooth
-        detail = min(1.0, self._unit / 260)  # small faces have no pixels for the gaps between teeth
+        detail *= min(1.0, self._unit / 260)  # small faces have no pixels for the gaps between teeth
         rounded = np.abs(2 * within - 1) ** 4 * 0.008 * detail
         # Every second front tooth ends a little higher, as laterals do.
         lateral = np.where(index == 1, 0.006 * detail, 0.0)
@@ -100,25 +109,26 @@ class Mouth:
             shade *= 0.72
         return (self._tooth * (shade * self._light)[..., None]).astype(np.float32), covered.astype(np.float32)
 
-    def _with_own_teeth(self, rgb: Colour, covered: Plane) -> tuple[Colour, Plane]:
-        """Lay the photo's own teeth over the painted ones where the photo shows any."""
-        opening = np.concatenate([self._controls.photo_inner_upper, self._controls.photo_inner_lower[::-1]])
-        own = coverage(opening, self._box)
-        inner = cv2.erode(own, np.ones((3, 3), np.uint8)) > 0.9
-        if inner.sum() < 0.0006 * self._unit**2:
-            return rgb, covered
-        lightness = self._image @ _LIGHTNESS
-        bright = lightness > 0.62 * float(self._skin @ _LIGHTNESS)
+    def _own_teeth(self) -> Plane:
+        """Coverage 0..1 of the teeth that the photo shows; all 0 where it shows none."""
+        opening = coverage(np.concatenate([self._controls.photo_inner_upper, self._controls.photo_inner_lower[::-1]]), self._box)
+        inner = cv2.erode(opening, np.ones((3, 3), np.uint8)) > 0.9
+        bright = self._image @ _LIGHTNESS > 0.62 * float(self._skin @ _LIGHTNESS)
         pale = self._image[..., 0] - self._image[..., 2] < 0.75 * float(self._lips[0] - self._lips[2]) + 12
         tooth = inner & bright & pale
-        if tooth.sum() < 0.25 * inner.sum():
+        if inner.sum() < 0.0006 * self._unit**2 or tooth.sum() < 0.25 * inner.sum():
+            return np.zeros_like(opening)
+        soft = cv2.GaussianBlur(tooth.astype(np.float32), (0, 0), max(0.6, 0.004 * self._unit))
+        return np.minimum(1.0, soft * 1.2) * opening
+
+    def _with_own_teeth(self, rgb: Colour, covered: Plane, own: Plane) -> tuple[Colour, Plane]:
+        """Lay the photo's own teeth over the painted ones, which take on their colour."""
+        if not own.any():
             return rgb, covered
-        colour = np.median(self._image[tooth], axis=0)
-        painted = rgb * (colour / np.maximum(self._tooth, 1))
-        share = cv2.GaussianBlur(tooth.astype(np.float32), (0, 0), max(0.6, 0.004 * self._unit))[..., None]
-        share = np.minimum(1.0, share * 1.2) * own[..., None]
-        merged = share * self._image + (1 - share) * np.minimum(painted, 1.1 * colour)
-        return merged.astype(np.float32), np.maximum(covered, share[..., 0]).astype(np.float32)
+        colour = np.median(self._image[own > 0.5], axis=0)
+        painted = np.minimum(rgb * (colour / np.maximum(self._tooth, 1)), 1.1 * colour)
+        share = own[..., None]
+        return (share * self._image + (1 - share) * painted).astype(np.float32), np.maximum(covered, own)
 
     def paint(self, skin: Picture, targets: Targets, dials: Channels, frame: int) -> None:
         """Lay the mouth's interior and the lips' own shadows over the warped skin, in place.
