@@ -34,15 +34,15 @@ _TARGETS[SS] = (0.12, 0.62, 0.25, 0.3)
 _TARGETS[CH] = (0.17, 0.60, -0.45, 0.2)
 _TARGETS[RR] = (0.24, 0.42, -0.35, 0.2)
 _TARGETS[AA] = (0.92, 0.45, 0.05, 0.0)
-_TARGETS[EI] = (0.60, 0.52, 0.35, 0.0)
-_TARGETS[EH] = (0.42, 0.48, 0.20, 0.1)
+_TARGETS[EI] = (0.72, 0.52, 0.35, 0.0)
+_TARGETS[EH] = (0.40, 0.48, 0.20, 0.1)
 _TARGETS[IY] = (0.28, 0.52, 0.60, 0.2)
-_TARGETS[OH] = (0.52, 0.32, -0.65, 0.0)
+_TARGETS[OH] = (0.46, 0.32, -0.65, 0.0)
 _TARGETS[UW] = (0.24, 0.28, -0.90, 0.0)
 
 _PULL = np.ones((len(VISEMES), 4))
 """How strongly a viseme insists on its targets: vowels on the jaw, rounding on the lips, contacts on little but themselves."""
-_PULL[SIL] = (0.7, 0.7, 0.5, 0.5)
+_PULL[SIL] = (0.35, 0.35, 0.3, 0.3)
 _PULL[PP] = (0.5, 0.4, 0.15, 0.3)
 _PULL[FF] = (0.8, 0.8, 0.2, 0.3)
 _PULL[[TH, DD, KK]] = (0.9, 0.8, 0.25, 1.0)
@@ -65,13 +65,13 @@ _DOUBT = 0.04
 _LINGER = 48
 """After the last sound the mouth keeps its posture and closes within this many steps."""
 
-_LINGER_SHARE = 0.5
+_LINGER_SHARE = 0.7
 """How much of a sound's posture lingers."""
 
-_CONTACT_HOLD, _CONTACT_RAMP = 2, 5
+_CONTACT_HOLD, _CONTACT_RAMP = 1, 5
 """A contact lasts this many steps more on either side than it is heard, and is prepared and released in that many."""
 
-_TUCK_HOLD, _TUCK_RAMP = 2, 6
+_TUCK_HOLD, _TUCK_RAMP = 1, 5
 
 
 def _window(half: int) -> Floats:
