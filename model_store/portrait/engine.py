@@ -69,8 +69,11 @@ class PortraitEngine(Engine):
         first = checkpoint.next_chunk if checkpoint else 0
         if first >= plan.chunks:
             return
-        on_progress(Progress("prepare", first, 0, 1))
-        renderer = Renderer(prepare(request.reference, request.width, request.height))
+        on_progress(Progress("prepare", first, 0, 2))
+        scene = prepare(request.reference, request.width, request.height)
+        on_progress(Progress("prepare", first, 1, 2))
+        renderer = Renderer(scene)
+        on_progress(Progress("prepare", first, 2, 2))
         performer = Performer(request.speech, seed=request.seed, expressiveness=request.expressiveness)
         for index in range(first, plan.chunks):
             start, stop = plan.span(index)

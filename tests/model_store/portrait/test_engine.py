@@ -27,7 +27,9 @@ def speech(frames: int) -> ArraySpeech:
 
 
 def test_the_contract() -> None:
-    check_all(PortraitEngine, PerformanceRequest(read(ASTRONAUT), speech(72 * 2 + 9), 160, 160, seed=3))
+    # It calls its listener several times a second; a busy test machine may hold it up.
+    request = PerformanceRequest(read(ASTRONAUT), speech(72 * 2 + 9), 160, 160, seed=3)
+    check_all(PortraitEngine, request, progress_seconds=6.0)
 
 
 def test_resuming_in_another_process_gives_the_same_bytes() -> None:
