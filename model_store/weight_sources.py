@@ -129,19 +129,20 @@ class Hub:
 
     def look(self, component: Component, file: WeightFile) -> Remote:
         url = self._url(component, file)
-        status, headers, response = self._ask(url, component, file, {"Accept-Encoding": "identity"}, "HEAD")
-        response.close()
-        size = headers.get("X-Linked-Size") or headers.get("Content-Length")
-        if 300 <= status < 400 and headers.get("X-Linked-Size") is None:
-            _, last, response = self._follow(url, component, file, {"Accept-Encoding": "identity"}, "HEAD")
+        for _ in range(self._REDIRECTS):
+            status, headers, response = self._ask(url, component, file, {"Accept-Encoding": "identity"}, "HEAD")
             response.close()
-            size = last.get("Content-Length")
-        if size is None:
-            raise InfiniteTalkError(
-                "source_unreachable", f"{self.name} does not say how large {file.path} is: pull it from elsewhere."
-            )
-        tag = (headers.get("X-Linked-Etag") or "").strip('W/"')
-        return Remote(int(size), tag if len(tag) == 64 else None, headers.get("X-Repo-Commit"))
+            if "X-Linked-Size" not in headers and 300 <= status < 400:
+                url = urllib.parse.urljoin(url, headers.get("Location") or "")
+                continue
+            size = headers.get("X-Linked-Size") or headers.get("Content-Length")
+            if size is None:
+                raise InfiniteTalkError(
+                    "source_unreachable", f"{self.name} does not say how large {file.path} is: pull it from elsewhere."
+                )
+            tag = (headers.get("X-Linked-Etag") or "").strip('W/"')
+            return Remote(int(size), tag if len(tag) == 64 else None, headers.get("X-Repo-Commit"))
+        raise self._circles(file)
 
     def read(self, component: Component, file: WeightFile, start: int) -> Iterator[bytes]:
         headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
@@ -170,7 +171,10 @@ class Hub:
                 return status, answer, response
             response.close()
             url = urllib.parse.urljoin(url, answer.get("Location") or "")
-        raise InfiniteTalkError("source_unreachable", f"{self.name} sends {file.path} in circles: pull it from elsewhere.")
+        raise self._circles(file)
+
+    def _circles(self, file: WeightFile) -> InfiniteTalkError:
+        return InfiniteTalkError("source_unreachable", f"{self.name} sends {file.path} in circles: pull it from elsewhere.")
 
     def _ask(
         self, url: str, component: Component, file: WeightFile, headers: dict[str, str], method: str

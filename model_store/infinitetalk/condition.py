@@ -21,9 +21,9 @@ def reference_condition(vae: VideoAutoencoder, reference: Tensor, frames: int) -
         float32 ``[20, T, H/8, W/8]``: 4 mask channels, 1 in latent frame 0 and 0 elsewhere, then the 16 channels of the
         latent of the reference followed by ``frames - 1`` frames of value 0.
     """
-    grey = reference.new_zeros(reference.shape[0], FRAMES_PER_LATENT, *reference.shape[1:])
-    groups = (reference.unsqueeze(1) if index == 0 else grey for index in range(1 + (frames - 1) // FRAMES_PER_LATENT))
-    latent = torch.cat(list(vae.encode_stream(groups)), dim=1).float()
+    video = reference.new_zeros(reference.shape[0], frames, *reference.shape[1:])
+    video[:, 0] = reference
+    latent = vae.encode(video)
     mask = latent.new_zeros(FRAMES_PER_LATENT, *latent.shape[1:])
     mask[:, 0] = 1
     return torch.cat((mask, latent))

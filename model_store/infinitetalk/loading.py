@@ -129,10 +129,11 @@ def fill(
             )
     for lora in loras:
         for target in lora.targets - wanted.keys():
-            raise InfiniteTalkError(
-                "weights_key_unknown",
-                f"{lora.file}: it changes {target}, which the model does not have: choose a LoRA for Wan2.1 14B.",
-            )
+            if lora.changes(target):
+                raise InfiniteTalkError(
+                    "weights_key_unknown",
+                    f"{lora.file}: it changes {target}, which the model does not have: choose a LoRA for Wan2.1 14B.",
+                )
     for done, (name, pieces) in enumerate(sources.items(), start=1):
         packed = _packed(pieces)
         shape_source = pieces["_data"] if packed else pieces["whole"]

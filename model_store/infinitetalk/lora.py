@@ -28,8 +28,8 @@ class Lora:
     """The differences of one file, by the tensor they change.
 
     Read are ``<module>.lora_down.weight`` and ``.lora_up.weight`` (also spelt ``lora_A`` / ``lora_B``) with
-    ``<module>.alpha`` (the product counts alpha / rank; 1 where alpha is absent), ``<module>.diff`` for the weight and
-    ``<module>.diff_b`` for the bias.
+    ``<module>.alpha`` (the product counts alpha / rank; 1 where alpha is absent), and the full differences
+    ``<module>.diff`` for the weight, ``<module>.diff_b`` for the bias, ``<module>.diff_m`` for the modulation.
 
     Args:
         file: the opened LoRA.
@@ -55,6 +55,12 @@ class Lora:
     def targets(self) -> frozenset[str]:
         """Names of the tensors that it changes."""
         return frozenset(self._differences)
+
+    def changes(self, target: str) -> bool:
+        """Whether it changes that tensor at all; extracted LoRAs carry zeros for tensors that were alike."""
+        difference = self._differences[target]
+        keys = [difference.down, *difference.full]
+        return any(bool(self._tensors.read(key).any()) for key in keys if key is not None)
 
     def apply(self, target: str, tensor: Tensor) -> Tensor:
         """``tensor`` with this LoRA's differences, float32, or ``tensor`` itself where there are none.
@@ -115,9 +121,11 @@ class Lora:
             self._differences.setdefault(name, _Difference()).full.append(key)
         elif key.endswith(".diff_b"):
             of(".diff_b", "bias").full.append(key)
+        elif key.endswith(".diff_m"):
+            of(".diff_m", "modulation").full.append(key)
         else:
             raise InfiniteTalkError(
                 "weights_key_unknown",
-                f"{self.file}: {key} is no part of a LoRA that can be read (lora_down, lora_up, alpha, diff, diff_b): "
+                f"{self.file}: {key} is no part of a LoRA that can be read (lora_down, lora_up, alpha, diff, diff_b, diff_m): "
                 "choose a LoRA for Wan2.1 in that layout.",
             )

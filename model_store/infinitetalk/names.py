@@ -164,7 +164,7 @@ def image_tensor(name: str) -> str | None:
     """
     if name in _CLIP_OUTER:
         return _CLIP_OUTER[name]
-    if name.startswith(("textual.", "log_scale", "visual.head")) or name.endswith("position_ids"):
+    if name.startswith(("textual.", "log_scale", "visual.head", "visual_projection.")) or name.endswith("position_ids"):
         return None
     match = re.fullmatch(r"visual\.transformer\.(\d+)\.(.+)", name)
     if match is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class VideoAutoencoder:
             yield (moments.chunk(2)[0].float() - self._mean) / self._std
 
     def encode(self, video: Tensor) -> Tensor:
-        """A whole video at once.
+        """A whole video; where a whole picture does not fit in the GPU's memory, in tiles as :meth:`encode_tiled`.
 
         Args:
             video: ``[3, F, H, W]`` in -1..1, F = 4n + 1, sides multiples of 8.
@@ -64,7 +65,18 @@ class VideoAutoencoder:
         """
         latent_frames(video.shape[1])
         groups = [video[:, :1], *video[:, 1:].split(FRAMES_PER_LATENT, dim=1)] if video.shape[1] > 1 else [video]
-        return torch.cat(list(self.encode_stream(groups)), dim=1)
+        try:
+            return torch.cat(list(self.encode_stream(groups)), dim=1)
+        except torch.OutOfMemoryError:
+            _release()
+        return self.encode_tiled(video)
+
+    @torch.no_grad()
+    def encode_tiled(self, video: Tensor, tile: int = 256, overlap: int = 64) -> Tensor:
+        """As :meth:`encode`, in square tiles of ``tile`` pixels that share ``overlap`` pixels with their neighbours."""
+        with self._tiles(tile, overlap):
+            moments = self._model.encode(video.to(self._device, self._dtype).unsqueeze(0)).latent_dist.mode()[0]
+        return (moments.float() - self._mean) / self._std
 
     def decode_stream(self, latent: Tensor) -> Iterator[Tensor]:
         """Video frames as soon as they are decoded.
@@ -87,8 +99,7 @@ class VideoAutoencoder:
         else:
             return
         memory.clear()
-        gc.collect()
-        torch.cuda.empty_cache()
+        _release()
         done = 0 if index == 0 else 1 + (index - 1) * FRAMES_PER_LATENT
         rest = self.decode_tiled(latent)[:, done:]
         first = 1 if index == 0 else FRAMES_PER_LATENT
@@ -103,12 +114,17 @@ class VideoAutoencoder:
     @torch.no_grad()
     def decode_tiled(self, latent: Tensor, tile: int = 256, overlap: int = 64) -> Tensor:
         """As :meth:`decode`, in square tiles of ``tile`` pixels that share ``overlap`` pixels with their neighbours."""
+        with self._tiles(tile, overlap):
+            video: Tensor = self._model.decode(self._denormalised(latent).unsqueeze(0), return_dict=False)[0]
+        return video[0].float()
+
+    @contextmanager
+    def _tiles(self, tile: int, overlap: int) -> Iterator[None]:
         self._model.enable_tiling(tile, tile, tile - overlap, tile - overlap)
         try:
-            video: Tensor = self._model.decode(self._denormalised(latent).unsqueeze(0), return_dict=False)[0]
+            yield
         finally:
             self._model.use_tiling = False
-        return video[0].float()
 
     @torch.no_grad()
     def _decode_group(self, latent: Tensor, memory: list[Tensor | None]) -> Tensor:
@@ -118,6 +134,12 @@ class VideoAutoencoder:
 
     def _denormalised(self, latent: Tensor) -> Tensor:
         return (latent.to(self._device).float() * self._std + self._mean).to(self._dtype)
+
+
+def _release() -> None:
+    """Give back what a failed attempt held."""
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _memory(half: nn.Module) -> list[Tensor | None]:

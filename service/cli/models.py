@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,8 @@ from model_store.weight_sources import open_source
 from model_store.weights import Step, WeightCache
 from service.cli.app import Json, app
 from service.cli.exits import Exit
+
+_PIPED_WIDTH = 200  # columns of the table where no terminal says how many it has
 
 models = typer.Typer(help="List, fetch and check the infinitetalk engine's checkpoints.", no_args_is_help=True)
 app.add_typer(models, name="models")
@@ -71,10 +74,10 @@ def list_models(cache: Cache = None, json: Json = False) -> None:
         return
     table = Table(box=None, pad_edge=False)
     for title in ("component", "what it is", "from", "licence", "GB", "state"):
-        table.add_column(title, justify="right" if title == "GB" else "left")
+        table.add_column(title, justify="right" if title == "GB" else "left", no_wrap=title in ("component", "GB", "state"))
     for part, state in rows:
         table.add_row(part.name, part.role, part.repository, part.licence, f"{part.about:g}" if part.about else "?", state)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else _PIPED_WIDTH).print(table)
 
 
 class _Bar:

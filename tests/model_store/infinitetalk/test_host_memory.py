@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,6 @@ from pathlib import Path
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'infinite-talk[gpu]'")
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
 if not Path("/proc/self/clear_refs").exists():
     pytest.skip("peak memory is read from Linux's /proc", allow_module_level=True)
 
@@ -48,20 +48,33 @@ print(status("VmHWM") - before, sum(p.numel() * 2 for p in model.parameters()))
 """
 
 
+def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """An fp32 file whose zeros need no disk: they still come into memory when they are read."""
+    header, position = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, position + size]}
+        position += size
+    encoded = json.dumps(header).encode()
+    with path.open("wb") as stream:
+        stream.write(len(encoded).to_bytes(8, "little") + encoded)
+        stream.truncate(stream.tell() + position)
+
+
 def test_the_peak_is_at_most_a_tenth_above_the_model(tmp_path: Path) -> None:
     with torch.device("meta"):
-        shapes = {name: tensor.shape for name, tensor in InfiniteTalkTransformer(TransformerConfig(**SIZES)).state_dict().items()}
-    names = list(shapes)
+        state = InfiniteTalkTransformer(TransformerConfig(**SIZES)).state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     paths = [tmp_path / f"{shard}.safetensors" for shard in range(3)]
     for shard, path in enumerate(paths):
-        safetensors_torch.save_file({name: torch.ones(shapes[name]) for name in names[shard::3]}, path)
+        write_zeros(path, {name: shapes[name] for name in list(shapes)[shard::3]})
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, json.dumps(SIZES), *map(str, paths)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=True,
     )
     peak, size = map(int, done.stdout.split())
     assert size > 100e6
-    assert peak <= 1.1 * size
+    assert 0.9 * size < peak <= 1.1 * size

@@ -60,6 +60,7 @@ def test_full_differences_of_weight_bias_norm_and_modulation(tmp_path: Path) -> 
         "blocks.0.norm3.diff_b": "blocks.0.norm3.bias",
         "blocks.0.cross_attn.norm_k.diff": "blocks.0.cross_attn.norm_k.weight",
         "head.modulation.diff": "head.modulation",
+        "blocks.2.diff_m": "blocks.2.modulation",
     }
     lora = {f"diffusion_model.{key}": torch.randn_like(before[target]) for key, target in changes.items()}
     after = load(tmp_path, lora)
@@ -79,6 +80,11 @@ def test_a_text_to_video_lora_changes_the_noise_channels_of_the_patch_embedding(
     after = load(tmp_path, {"diffusion_model.patch_embedding.diff": difference})["patch_embedding.weight"]
     torch.testing.assert_close(after[:, :16], before[:, :16] + difference)
     assert torch.equal(after[:, 16:], before[:, 16:])
+
+
+def test_zeros_for_tensors_that_the_model_does_not_have_are_no_obstacle(tmp_path: Path) -> None:
+    lora = {"blocks.0.norm1.diff": torch.zeros(96), f"{Q}.diff_b": torch.ones(96)}
+    torch.testing.assert_close(load(tmp_path, lora)[f"{Q}.bias"], tiny.transformer().state_dict()[f"{Q}.bias"] + 1)
 
 
 def test_the_sum_is_rounded_once(tmp_path: Path) -> None:

@@ -87,14 +87,18 @@ def test_frames_that_fill_no_group_are_refused(vae: VideoAutoencoder, video: tor
 
 
 def test_tiles_are_blended_to_nearly_the_same_picture(vae: VideoAutoencoder) -> None:
-    video = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 6, 8) * 2 - 1, size=(5, 96, 128), mode="trilinear")[0]
+    video = torch.nn.functional.interpolate(torch.rand(1, 3, 5, 4, 5) * 2 - 1, size=(5, 64, 80), mode="trilinear")[0]
     latent = vae.encode(video)
     whole = vae.decode(latent)
-    tiled = vae.decode_tiled(latent, tile=64, overlap=32)
+    tiled = vae.decode_tiled(latent, tile=48, overlap=24)
     assert tiled.shape == whole.shape
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < 0.05 * whole.std()
     assert torch.equal(vae.decode(latent), whole)
+    encoded = vae.encode_tiled(video, tile=48, overlap=24)
+    assert encoded.shape == latent.shape
+    assert tiny.relative_error(encoded, latent) < 0.2
+    assert torch.equal(vae.encode(video), latent)
 
 
 def test_short_memory_goes_on_in_tiles(vae: VideoAutoencoder, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +116,18 @@ def test_short_memory_goes_on_in_tiles(vae: VideoAutoencoder, video: torch.Tenso
     groups = list(vae.decode_stream(latent))
     assert [group.shape[1] for group in groups] == [1, 4, 4, 4]
     assert tiny.relative_error(torch.cat(groups, dim=1), wanted) < 1e-5  # smaller than a tile, so the same
+
+
+def test_encoding_in_short_memory_goes_on_in_tiles(
+    vae: VideoAutoencoder, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = vae.encode(video)
+
+    def short(_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(vae, "encode_stream", short)
+    assert tiny.relative_error(vae.encode(video), wanted) < 1e-5
 
 
 def test_the_condition_holds_the_mask_and_the_reference_before_grey(vae: VideoAutoencoder, video: torch.Tensor) -> None:
