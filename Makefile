@@ -8,13 +8,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= talking.mp4
 
-.PHONY: demo serve test check clean bench-gpu
+.PHONY: demo serve test check clean bench bench-gpu quality
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
 
 serve: $(VENV)/.service
 	$(BIN)/infinitetalk serve
+
+# Speed and memory of the portrait engine beside a plain re-encode; MORE="--long 1200" adds a twenty-minute clip.
+bench: $(VENV)/.base
+	$(BIN)/python -m bench.speed $(MORE)
+
+# Every sample face speaks a minute of timed speech and is measured; videos and plots go to .out/quality.
+quality: $(VENV)/.quality
+	$(BIN)/python -m tests.quality.table .out/quality
 
 # The GPU's own Python where it has torch, else the virtual environment's.
 bench-gpu:
@@ -44,6 +52,10 @@ $(VENV)/.base: $(BIN)/python pyproject.toml requirements/base.txt
 
 $(VENV)/.service: $(VENV)/.base
 	$(BIN)/python -m pip install -q -e '.[service]'
+	@touch $@
+
+$(VENV)/.quality: $(VENV)/.base
+	$(BIN)/python -m pip install -q -e '.[quality]'
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base requirements/dev.txt

@@ -38,7 +38,10 @@ def evaluate(
     from service.evaluate.plot import save_plot  # noqa: PLC0415
     from service.evaluate.report import as_json, table  # noqa: PLC0415
     from service.evaluate.timings import read_timings  # noqa: PLC0415
+    from service.media.files import require_writable  # noqa: PLC0415
 
+    if plot is not None:
+        require_writable(plot)
     timings = None if visemes is None else read_timings(visemes)
     watcher = Console(stderr=True)
     with Progress(console=watcher, transient=True, disable=json or not watcher.is_terminal) as progress:

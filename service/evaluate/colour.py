@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -12,44 +14,51 @@ Points = NDArray[np.float64]
 Colours = NDArray[np.float64]
 
 _CHEEKS_AND_NOSE = (1, 2, 3, 31, 33, 35, 13, 14, 15, 28)
-_SIDE = 160
+_SIDE = 120
 _SECONDS = 5
 _AWAY = 1.2
 """Face widths from the face's middle at which the background begins."""
+_LEAST_BACKGROUND = 0.05
+"""Share of the frame that must be background for its colour to be judged."""
 
 _NOTHING: Colours = np.full(3, np.nan)
 
 
 class ColourMeter:
-    """Watches the mean colours (CIE L*a*b*) of the cheeks and nose, and of what lies well beyond the face."""
+    """Watches the colours (CIE L*a*b*) of the cheeks and nose, and of what lies beyond the face; holds 250 reduced frames."""
 
     def __init__(self) -> None:
         self._away: NDArray[np.bool_] | None = None
         self._face: list[Colours] = []
-        self._background: list[Colours] = []
+        self._first: list[Colours] = []
+        self._last: deque[Colours] = deque(maxlen=_SECONDS * FPS)
 
     def add(self, frame: Picture, points: Points | None) -> None:
         """Watch the next frame; ``points`` are its 68 landmarks, if a face was seen."""
-        face, background = _NOTHING, _NOTHING
-        if points is not None:
-            scale = _SIDE / min(frame.shape[:2])
-            small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-            lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-            face = _mean(lab, _cheeks(points * scale, lab.shape))
-            if self._away is None:  # where the first face was: a region that moved with the face would change its content
-                self._away = _beyond(points * scale, lab.shape)
-            background = _mean(lab, self._away)
-        self._face.append(face)
-        self._background.append(background)
+        scale = _SIDE / min(frame.shape[:2])
+        small = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        if points is not None and self._away is None:
+            self._away = _beyond(points * scale, lab.shape)
+        cheeks = None if points is None else _cheeks(points * scale, lab.shape)
+        self._face.append(np.asarray(lab[cheeks].mean(0), np.float64) if cheeks is not None and cheeks.any() else _NOTHING)
+        if len(self._first) < _SECONDS * FPS:
+            self._first.append(lab)
+        self._last.append(lab)
 
     def drift(self) -> tuple[float, float]:
-        """Difference (CIE 1976 ΔE) between the means of the first and the last five seconds: of the face, of the background.
+        """Difference (CIE 1976 ΔE) between the first and the last five seconds: of the face, of the background.
 
-        Of a clip shorter than ten seconds, halves are compared. NaN where there is nothing to compare.
+        The background's is the median over its places of the change in each place, so that hair and shoulders that moved there
+        count little. Of a clip shorter than ten seconds, halves are compared. NaN where there is nothing to compare.
         """
         span = max(1, min(_SECONDS * FPS, len(self._face) // 2))
-        face, background = np.array(self._face), np.array(self._background)
-        return _distance(face[:span], face[-span:]), _distance(background[:span], background[-span:])
+        face = np.array(self._face)
+        background = float("nan")
+        if self._away is not None and self._away.mean() >= _LEAST_BACKGROUND:
+            change = np.mean(list(self._last)[-span:], axis=0) - np.mean(self._first[:span], axis=0)
+            background = float(np.linalg.norm(np.median(change[self._away], axis=0)))
+        return _distance(face[:span], face[-span:]), background
 
 
 def _cheeks(points: Points, shape: tuple[int, ...]) -> NDArray[np.bool_]:
@@ -62,10 +71,6 @@ def _beyond(points: Points, shape: tuple[int, ...]) -> NDArray[np.bool_]:
     rows, columns = np.ogrid[: shape[0], : shape[1]]
     distance = np.hypot(columns - points[30, 0], rows - points[30, 1])
     return np.asarray(distance > _AWAY * np.linalg.norm(points[16] - points[0]))
-
-
-def _mean(lab: Colours, mask: NDArray[np.bool_]) -> Colours:
-    return np.asarray(lab[mask].mean(0), np.float64) if mask.any() else _NOTHING
 
 
 def _distance(first: Colours, last: Colours) -> float:

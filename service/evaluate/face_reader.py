@@ -29,6 +29,9 @@ MISSING_EXTRA = "Measuring needs the packages of the extra 'quality': pip instal
 RIGID = (27, 28, 29, 30, 31, 33, 35, 36, 39, 42, 45)
 """Landmarks that speech does not move: nose and eye corners."""
 
+_FIVE = (45, 42, 36, 39, 33)
+"""The points of dlib's five-point model, in its order."""
+
 # Where they lie in dlib's own detection box (centre 0, width 1) on an upright face: means over 84 detections of three frontal
 # and three-quarter faces and their mirror images.
 _RIGID_IN_BOX = np.array(
@@ -106,9 +109,13 @@ class FaceReader:
         return self._last
 
     def descriptor(self, picture: Picture, points: Points) -> NDArray[np.float64]:
-        """dlib's face descriptor ``[128]``; two pictures of one person lie less than 0.6 apart."""
+        """dlib's face descriptor ``[128]``; two pictures of one person lie less than 0.6 apart.
+
+        The face is cut out by the corners of the eyes and the base of the nose (the five points of dlib's smaller model), so that
+        an open mouth does not tilt or scale it.
+        """
         box = self._rectangle(0, 0, picture.shape[1], picture.shape[0])
-        shape = self._detection(box, [self._point(round(x), round(y)) for x, y in points])
+        shape = self._detection(box, [self._point(round(x), round(y)) for x, y in points[list(_FIVE)]])
         return np.asarray(self._descriptor.compute_face_descriptor(self._chip(picture, shape, 150, 0.25)))
 
     def _confirmed(self, frame: Picture, last: Points) -> bool:

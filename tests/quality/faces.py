@@ -20,7 +20,14 @@ def face(*, gap: float = 0.0, eyes: float = 0.3) -> NDArray[np.float64]:
     half = EYE_DISTANCE / 2
     for first, centre in ((36, -half), (42, half)):
         up = 30 * eyes / 2
-        points[first : first + 6] = np.array([(-15, 0), (-5, -up), (5, -up), (15, 0), (5, up), (-5, up)]) + [centre, 0]
+        points[first : first + 6] = [
+            (centre - 15, 0),
+            (centre - 5, -up),
+            (centre + 5, -up),
+            (centre + 15, 0),
+            (centre + 5, up),
+            (centre - 5, up),
+        ]
     down = gap * EYE_DISTANCE / 2
     points[48:60] = [(30 * np.cos(a), 80 - (12 + down) * np.sin(a)) for a in np.linspace(np.pi, -np.pi, 12, endpoint=False)]
     points[60:68] = [

@@ -32,12 +32,12 @@ def test_blinks_are_counted_where_they_are() -> None:
 
 def test_narrowed_eyes_are_no_blinks() -> None:
     openness = openness_with_blinks(100)
-    openness[250:] *= 0.75  # a smile that stays
+    openness[250:] *= 0.7  # a smile that stays
     assert [blink.start for blink in find_blinks(openness)] == [100]
 
 
 def test_slight_dips_are_no_blinks() -> None:
-    assert find_blinks(openness_with_blinks(100, depth=0.75)) == []
+    assert find_blinks(openness_with_blinks(100, depth=0.87)) == []
 
 
 def test_eyes_shut_for_a_second_are_no_blink() -> None:

@@ -89,27 +89,29 @@ def test_clip_of_one_chunk_has_no_joint() -> None:
     assert np.isnan(joint_ratios(np.ones(71), 72)).all()
 
 
-def drift(*frames: Picture) -> tuple[float, float]:
-    """Of a clip that shows each frame for five seconds."""
+SMALL_FACE = 0.4 * FACE
+GREY: Picture = np.full((160, 160, 3), 120, np.uint8)
+
+
+def drift(*clip: tuple[Picture, int]) -> tuple[float, float]:
+    """Of a clip that shows each frame for so many frames."""
     meter = ColourMeter()
-    for frame in frames:
-        for _ in range(5 * FPS):
-            meter.add(frame, FACE)
+    for frame, count in clip:
+        for _ in range(count):
+            meter.add(frame, SMALL_FACE)
     return meter.drift()
 
 
 def test_colour_drift_of_face_and_background_are_told_apart() -> None:
-    plain = np.full((400, 400, 3), 120, np.uint8)
-    reddened = cv2.circle(plain.copy(), (200, 190), 90, (150, 110, 110), -1)
-    on_face, behind = drift(plain, reddened)
+    reddened = cv2.circle(GREY.copy(), (80, 76), 36, (150, 110, 110), -1)
+    on_face, behind = drift((GREY, 5), (reddened, 5))
     assert on_face > 8
     assert behind < 0.5
-    darkened = cv2.circle(np.full_like(plain, 90), (200, 190), 130, (120, 120, 120), -1)
-    on_face, behind = drift(plain, darkened)
+    darkened = cv2.circle(np.full_like(GREY, 90), (80, 76), 52, (120, 120, 120), -1)
+    on_face, behind = drift((GREY, 5), (darkened, 5))
     assert on_face < 0.5
     assert behind > 8
 
 
-def test_colours_in_between_do_not_count_as_drift() -> None:
-    plain = np.full((400, 400, 3), 120, np.uint8)
-    assert drift(plain, np.full_like(plain, 60), plain) == pytest.approx((0, 0), abs=1e-4)
+def test_colours_between_the_first_and_last_five_seconds_do_not_count_as_drift() -> None:
+    assert drift((GREY, 5 * FPS), (np.full_like(GREY, 60), 30), (GREY, 5 * FPS)) == pytest.approx((0, 0), abs=1e-4)

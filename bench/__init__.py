@@ -1,0 +1,1 @@
+"""Benches: what is fast, beside its peers or its floor in the same run. Not tests, and not shipped."""
