@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import bentoml
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound, ServiceUnavailable
@@ -15,8 +15,9 @@ from model_store.errors import InfiniteTalkError
 from service import embedded
 from service.api.app import create_app
 from service.api.context import context_of
-from service.api.errors import field_error, status_of
-from service.intake import VideoRequest
+from service.api.errors import status_of
+from service.api.loopback import LoopbackOnly
+from service.intake import VideoOptions
 from service.job import DEFAULT_TENANT
 from service.settings import load_settings
 from service.uploads import Upload
@@ -24,12 +25,21 @@ from service.uploads import Upload
 TIMEOUT_SECONDS = 120
 """Time to the first byte of any answer; above the longest ``Prefer: wait``."""
 
-app = create_app(load_settings())
+settings = load_settings()
+app = create_app(settings)
+
+
+class Generate(VideoOptions):
+    """The fields of POST /v1/videos, with the files themselves."""
+
+    image: Path = Field(description="The picture: JPEG, PNG or WebP.")
+    audio: Path = Field(description="The speech: WAV, MP3, FLAC, OGG or M4A.")
 
 
 @bentoml.service(
     name="infinitetalk",
     workers=1,  # one event loop answers in milliseconds; more replicas, not more loops, make it wider
+    http={"host": settings.host, "port": settings.port},
     traffic={"timeout": TIMEOUT_SECONDS},
     metrics={"enabled": False},  # Bento's own label raw paths, one series for each video
     logging={"access": {"enabled": False}},
@@ -42,41 +52,31 @@ class InfiniteTalk:
     @staticmethod
     def start_companions() -> None:
         """Without a shared queue, start one, and a worker, before the first API process."""
-        settings = load_settings()
-        settings.require_safe_address()
         embedded.start_beside(settings)
 
     async def __is_ready__(self) -> bool:
         return await context_of(app).ready()
 
-    @bentoml.api(route="/generate")
-    async def generate(
-        self,
-        image: Annotated[Path, Field(description="The picture: JPEG, PNG or WebP.")],
-        audio: Annotated[Path, Field(description="The speech: WAV, MP3, FLAC, OGG or M4A.")],
-        consent: Annotated[bool, Field(description="The people shown and heard have agreed, or need not.")] = False,
-        parameters: Annotated[dict[str, Any] | None, Field(description="The other fields of POST /v1/videos.")] = None,
-    ) -> dict[str, Any]:
+    @bentoml.api(input_spec=Generate)
+    async def generate(self, **fields: Any) -> dict[str, Any]:
         """Ask for a video; the answer is the video object, to be followed under /v1/videos."""
+        files = [Path(fields.pop(name)) for name in ("image", "audio")]
         try:
-            request = VideoRequest.model_validate({**(parameters or {}), "consent": consent})
-        except ValueError as error:
-            raise _shaped(field_error(error)) from None
-        try:
+            request = VideoOptions.model_validate(fields)
             with ExitStack() as stack:
-                uploads = [
-                    Upload(
-                        filename=path.name,
-                        content_type=mimetypes.guess_type(path.name)[0] or "application/octet-stream",
-                        size=path.stat().st_size,
-                        file=stack.enter_context(path.open("rb")),
-                    )
-                    for path in (image, audio)
-                ]
-                video = await context_of(app).jobs.submit(DEFAULT_TENANT, request, *uploads)
+                image, audio = (_upload(path, stack) for path in files)
+                video = await context_of(app).jobs.submit(DEFAULT_TENANT, request, image, audio)
         except InfiniteTalkError as error:
             raise _shaped(error) from None
         return video.model_dump(mode="json")
+
+
+InfiniteTalk.add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public)
+
+
+def _upload(path: Path, stack: ExitStack) -> Upload:
+    kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
+    return Upload(filename=path.name, content_type=kind, size=path.stat().st_size, file=stack.enter_context(path.open("rb")))
 
 
 def _shaped(error: InfiniteTalkError) -> BentoMLException:

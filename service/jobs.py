@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from model_store.errors import InfiniteTalkError
 from service.events import Events
 from service.index import Index, Order
-from service.intake import Intake, VideoChanges
+from service.intake import Intake, VideoOptions
 from service.job import VIDEO_ID, Job, Live, Outcome
 from service.ledger import Ledger
 from service.queue import Queue, QueueUnavailable
@@ -38,7 +38,7 @@ class Jobs:
     async def submit(
         self,
         tenant: str,
-        request: VideoChanges,
+        request: VideoOptions,
         image: Upload | str | None,
         audio: Upload | str | None,
         idempotency_key: str | None = None,

@@ -311,9 +311,10 @@ class Run:
     async def _keep_chunk(self, answer: Message) -> None:
         """Store a chunk and make it count."""
         store, index, token = self.place.ledger.store, answer.fields["index"], new_token()
-        fragment, sound, checkpoint = (
-            self._key(f"{kind}/{chunk_name(index)}-{token}") for kind in ("fragments", "sound", "checkpoints")
-        )
+        name = f"{chunk_name(index)}-{token}"
+        # Players judge segments by their names' endings, on S3 by those of the keys.
+        fragment, sound = self._key(f"fragments/{name}.m4s"), self._key(f"sound/{name}.m4s")
+        checkpoint = self._key(f"checkpoints/{name}")
         commit = Commit(
             index=index,
             start=answer.fields["start"],

@@ -127,7 +127,7 @@ class Settings(BaseSettings):
 
     def require_safe_address(self) -> None:
         """Refuse to serve everyone as long as nobody has to show a key (``address_public``)."""
-        if not self.allow_public and not _is_loopback(self.host):
+        if not self.allow_public and not is_loopback(self.host):
             raise InfiniteTalkError(
                 "address_public",
                 f"INFINITETALK_HOST is {self.host}, and anybody who reaches it could use the service: serve on 127.0.0.1, "
@@ -136,7 +136,8 @@ class Settings(BaseSettings):
             )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
     if host == "localhost":
         return True
     try:

@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, HTTPException, Request
+from starlette.routing import Match
 
 from service.api import errors, files, streams, videos
 from service.api.bodies import FORM_OVERHEAD_BYTES, BodyLimit
 from service.api.context import open_context
 from service.settings import Settings
+
+_METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 DESCRIPTION = (
     "Makes a photo talk: one picture and one speech recording in, an MP4 out in which the whole frame performs the speech."
@@ -38,4 +42,21 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     for module in (videos, streams, files):
         app.include_router(module.router)
+    app.add_api_route("/v1/{path:path}", _nowhere, methods=_METHODS, include_in_schema=False)
+    app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend the document
     return app
+
+
+async def _nowhere(request: Request) -> None:
+    """Below a shell that has routes of its own, unknown addresses would otherwise get the shell's answer."""
+    others = [route for route in request.app.routes if getattr(route, "endpoint", None) is not _nowhere]
+    wrong_method = any(route.matches(request.scope)[0] is Match.PARTIAL for route in others)
+    raise HTTPException(405 if wrong_method else 404)
+
+
+def _document(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        document = FastAPI.openapi(app)
+        document["components"]["schemas"].update(errors.error_schemas())
+        app.openapi_schema = document
+    return app.openapi_schema

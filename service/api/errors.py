@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from model_store.errors import InfiniteTalkError
@@ -24,6 +25,7 @@ RETRY_AFTER_SECONDS = {
 }
 
 STATUS: Mapping[str, int] = {
+    "address_public": 403,
     "video_not_found": 404,
     "file_not_found": 404,
     "route_not_found": 404,
@@ -123,8 +125,17 @@ def install(app: FastAPI) -> None:
         )
 
 
+_ERROR = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorBody"}}}
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request cannot be served; `error.code` says why."},
-    "5XX": {"model": ErrorBody, "description": "The service cannot answer now; try again after `Retry-After`."},
+    "4XX": {"content": _ERROR, "description": "The request cannot be served; `error.code` says why."},
+    "5XX": {"content": _ERROR, "description": "The service cannot answer now; try again after `Retry-After`."},
 }
 """Documentation of errors, for every route."""
+
+
+def error_schemas() -> dict[str, Any]:
+    """The schemas that :data:`RESPONSES` refers to."""
+    _, schemas = models_json_schema([(ErrorBody, "serialization")], ref_template="#/components/schemas/{model}")
+    definitions: dict[str, Any] = schemas["$defs"]
+    return definitions

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from service.settings import Settings
 from service.storage.local import LocalStore
-from service.storage.s3 import S3Store
 from service.storage.store import Entry, ObjectMissing, Store, StoreUnavailable
 
-__all__ = ["Entry", "LocalStore", "ObjectMissing", "S3Store", "Store", "StoreUnavailable", "open_store"]
+__all__ = ["Entry", "LocalStore", "ObjectMissing", "Store", "StoreUnavailable", "open_store"]
 
 
 def open_store(settings: Settings) -> Store:
     """The store that the settings name."""
     if settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key:
+        from service.storage.s3 import S3Store  # noqa: PLC0415 - its client takes long to import
+
         return S3Store(
             settings.s3_endpoint,
             settings.s3_bucket,

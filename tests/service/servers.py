@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import httpx
 import redis
 
+from service.embedded import valkey_binary
 from service.settings import Settings
 
 PATIENCE = 60.0
@@ -103,8 +104,7 @@ class Process:
 
     def terminate(self) -> None:
         """Ask the process to end."""
-        with suppress(ProcessLookupError):
-            self.signal(signal.SIGTERM)
+        self.signal(signal.SIGTERM)
 
     def end(self) -> None:
         """End the whole session, gently first."""
@@ -157,10 +157,8 @@ def _answers(url: str) -> bool:
 
 
 def valkey_command(port: int, folder: Path) -> list[str]:
-    from service.embedded import _valkey_binary
-
     return [
-        str(_valkey_binary()),
+        str(valkey_binary()),
         "--port",
         str(port),
         "--bind",
@@ -227,9 +225,18 @@ class Deployment:
     def wait_ready(self) -> None:
         eventually(lambda: _status(f"{self.url}/readyz") == 200, "the API is ready")
 
-    def worker(self, **settings: str) -> Process:
+    def worker(self) -> Process:
         """Start a worker."""
-        return self._run("worker", [sys.executable, "-m", "service.cli.main", "--debug", "worker"], settings)
+        return self._run("worker", [sys.executable, "-m", "service.cli.main", "--debug", "worker"])
+
+    def crew(self, count: int) -> list[Process]:
+        """Exactly so many running workers: those there are, and new ones, or some sent home."""
+        running = [process for process in self.processes if process.name == "worker" and process.returncode is None]
+        for surplus in running[count:]:
+            surplus.terminate()
+        for surplus in running[count:]:
+            surplus.wait()
+        return running[:count] + [self.worker() for _ in range(count - len(running))]
 
     def settings(self) -> Settings:
         """The deployment's settings, for looking into its store and queue."""
@@ -242,7 +249,8 @@ class Deployment:
 
     def end(self) -> None:
         for process in self.processes[1:]:  # Valkey last: the others say goodbye to it
-            process.terminate()
+            if process.returncode is None:
+                process.terminate()
         for process in reversed(self.processes):
             process.end()
 
@@ -258,6 +266,7 @@ class Client:
     """What tests ask of the API."""
 
     def __init__(self, url: str, picture: Path, speech: Path) -> None:
+        self.url = url
         self.http = httpx.Client(base_url=url, timeout=30, follow_redirects=True)
         self.picture, self.speech = picture, speech
 

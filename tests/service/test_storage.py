@@ -11,7 +11,8 @@ import httpx
 import pytest
 
 from service.settings import Settings
-from service.storage import LocalStore, ObjectMissing, S3Store, Store, StoreUnavailable, open_store
+from service.storage import LocalStore, ObjectMissing, Store, StoreUnavailable, open_store
+from service.storage.s3 import S3Store
 
 
 def settings_of(variables: dict[str, str], data_dir: Path) -> Settings:
