@@ -31,7 +31,7 @@ def rows(measures: Measures) -> list[Row]:
     """Judge every measure."""
     m = measures
     return [
-        Row("face width", f"{m.face_width:.0f} px", "≥ 200 px to judge lips", m.face_width >= 200),
+        Row("face width", f"{m.face_width:.0f} px", "≥ 200 px for lips", m.face_width >= 200),
         Row("face seen", f"{m.face_seen:.1%}", "≥ 99%", m.face_seen >= 0.99),
         *_ordering("P/B/M closed", m.closures, 0.88),
         *_ordering("F/V closed", m.tucks, 0.80),
@@ -52,20 +52,20 @@ def rows(measures: Measures) -> list[Row]:
         ),
         # A face that speaks looks as if it nodded a little, to any landmark detector: pitch alone proves no life.
         Row(
-            "head yaw / pitch / roll, std",
+            "head yaw/pitch/roll std",
             " / ".join(f"{angle:.1f}°" for angle in (m.yaw_std, m.pitch_std, m.roll_std)),
             "yaw or roll 1° to 5°",
             1 <= max(m.yaw_std, m.roll_std) <= 5,
         ),
-        Row("motion in the mouth", f"{m.motion_inside:.2f}%", "of face width a frame", None),
-        Row("motion elsewhere", f"{m.motion_outside:.2f}%", "of face width a frame", None),
-        Row("motion elsewhere, least 5 s", f"{m.motion_outside_least:.2f}%", "≥ 0.05%", m.motion_outside_least >= 0.05),
+        Row("motion in the mouth", f"{m.motion_inside:.2f}%", "face width a frame", None),
+        Row("motion elsewhere", f"{m.motion_outside:.2f}%", "face width a frame", None),
+        Row("least motion in 5 s", f"{m.motion_outside_least:.2f}%", "≥ 0.05%", m.motion_outside_least >= 0.05),
         Row("longest still stretch", f"{m.longest_still:.2f} s", "< 1 s", m.longest_still < 1),
         Row("jitter", f"{m.jitter:.2f}%", "≤ 1.2% of eye distance", m.jitter <= 1.2),
-        Row("largest change at chunk joints", f"{m.joint_largest:.2f} x", "≤ 1 x elsewhere", _at_most(m.joint_largest, 1.0)),
-        Row("typical change at chunk joints", f"{m.joint_median:.2f} x", "≤ 1.5 x elsewhere", _at_most(m.joint_median, 1.5)),
-        Row("colour drift, face", f"ΔE {m.face_drift:.2f}", "≤ 2", m.face_drift <= 2),
-        Row("colour drift, background", f"ΔE {m.background_drift:.2f}", "≤ 2", _at_most(m.background_drift, 2.0)),
+        Row("chunk joints, largest", f"{m.joint_largest:.2f} x", "≤ 1 x elsewhere", _at_most(m.joint_largest, 1.0)),
+        Row("chunk joints, typical", f"{m.joint_median:.2f} x", "≤ 1.5 x elsewhere", _at_most(m.joint_median, 1.5)),
+        Row("face colour drift", f"ΔE {m.face_drift:.2f}", "≤ 2", m.face_drift <= 2),
+        Row("background drift", f"ΔE {m.background_drift:.2f}", "≤ 2", _at_most(m.background_drift, 2.0)),
     ]
 
 
