@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= talking.mp4
+TORCH ?= torch==2.13.0
 
-.PHONY: demo serve test check clean bench bench-gpu quality
+.PHONY: demo serve test test-long check clean lock bench bench-gpu bench-kernels quality
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
@@ -21,7 +22,7 @@ bench: $(VENV)/.base
 	$(BIN)/python -m bench.speed $(MORE)
 
 # Every sample face speaks a minute of timed speech and is measured; videos and plots go to .out/quality.
-quality: $(VENV)/.quality
+quality: $(VENV)/.dev
 	$(BIN)/python -m tests.quality.table .out/quality
 
 # The GPU's own Python where it has torch, else the virtual environment's.
@@ -30,8 +31,18 @@ bench-gpu:
 	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model; \
 	else echo 'bench-gpu skipped: no Python with torch: make PYTHON=... bench-gpu'; fi
 
+# Every kernel beside its peers on a GPU; without one, what the compiler makes of each for sm_80, sm_89 and sm_90.
+bench-kernels:
+	@if $(PYTHON) -c 'import torch, triton' 2>/dev/null; then $(PYTHON) -m kernels.bench; \
+	elif [ -x $(BIN)/python ]; then $(BIN)/python -m kernels.bench; \
+	else echo 'bench-kernels skipped: no Python with torch and triton: make PYTHON=... bench-kernels'; fi
+
 test: check
 	$(BIN)/pytest
+
+# What takes longer than a minute, such as compiling every kernel for every architecture.
+test-long:
+	$(BIN)/pytest -m slow
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -45,19 +56,34 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 
+# pip takes only files whose hashes the lock names.
+INSTALL := $(BIN)/python -m pip install -q --require-hashes -r
+
 $(VENV)/.base: $(BIN)/python pyproject.toml requirements/base.txt
-	$(BIN)/python -m pip install -q --require-hashes -r requirements/base.txt
+	$(INSTALL) requirements/base.txt
 	$(BIN)/python -m pip install -q --no-deps -e .
 	@touch $@
 
-$(VENV)/.service: $(VENV)/.base
-	$(BIN)/python -m pip install -q -e '.[service]'
+$(VENV)/.service: $(VENV)/.base requirements/service.txt
+	$(INSTALL) requirements/service.txt
 	@touch $@
 
-$(VENV)/.quality: $(VENV)/.base
-	$(BIN)/python -m pip install -q -e '.[quality]'
+# torch comes first and without a hash: which build fits depends on the machine (the CPU build is enough for the tests;
+# TORCH="torch==2.13.0 --index-url ..." chooses where it comes from).
+$(VENV)/.dev: $(VENV)/.service requirements/dev.txt
+	$(BIN)/python -m pip install -q $(TORCH)
+	$(INSTALL) requirements/dev.txt
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.base requirements/dev.txt
-	$(BIN)/python -m pip install -q -r requirements/dev.txt
-	@touch $@
+# Packages that only a CUDA build of torch needs; it brings its own.
+CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
+	nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
+	nvidia-nccl-cu13 nvidia-nvjitlink nvidia-nvshmem-cu13 nvidia-nvtx
+COMPILE = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q
+
+lock: $(BIN)/python
+	$(BIN)/python -m pip install -q uv==0.13.9
+	$(COMPILE) -o requirements/base.txt
+	$(COMPILE) --extra service -c requirements/base.txt -o requirements/service.txt
+	echo "$(TORCH)" | $(COMPILE) --all-extras -c requirements/service.txt -c - $(addprefix --no-emit-package ,torch $(CUDA)) \
+		-o requirements/dev.txt
