@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+import torch
 
 HAVE_TRITON = find_spec("triton") is not None
 # Triton reads the variable when a kernel is declared, so it is read once, here, just before that.
@@ -28,7 +31,10 @@ def jit(kernel: Callable[..., Any]) -> Any:
 
 
 def _launch_on_device(kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
-    kernel[grid](*args, **options)
+    # Triton launches on the current device, which with several GPUs need not be the tensors'.
+    device = next((x.device for x in args if isinstance(x, torch.Tensor) and x.is_cuda), None)
+    with nullcontext() if device is None else torch.cuda.device(device):
+        kernel[grid](*args, **options)
 
 
 _launcher: Launcher = _launch_on_device

@@ -66,7 +66,9 @@ def _attention_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float 
     plain = Option("reference", "plain torch serves everything")
     chosen = choose("attention", (cudnn, sdpa, triton, plain) if not INTERPRETED else (triton, plain))
     if chosen == "cudnn":
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        # First choice, not only choice: what cuDNN turns down (odd lengths on some versions) goes to the next.
+        backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+        with sdpa_kernel(backends, set_priority=True):
             return _sdpa(q, k, v, num_heads, scale)
     if chosen == "sdpa":
         return _sdpa(q, k, v, num_heads, scale)

@@ -13,8 +13,9 @@ from typing import Literal, get_args
 Architecture = Literal["sm_80", "sm_89", "sm_90"]
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
 
-# Bytes of shared memory one program may have (CUDA programming guide, table of compute capabilities).
-SHARED_MEMORY = {"sm_80": 166_912, "sm_89": 101_376, "sm_90": 232_448}
+# Bytes of shared memory one program may have (CUDA programming guide, table of compute capabilities). An A100 has 166,912;
+# its settings also serve 8.6, which has no more than 8.9.
+SHARED_MEMORY = {"sm_80": 101_376, "sm_89": 101_376, "sm_90": 232_448}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closeness import assert_quantises, assert_rounds_to
+from closeness import assert_quantises, assert_rounds_to, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -15,7 +15,7 @@ WIDTHS = (64, 96, 200, 5120)
 
 
 def rows(count: int, width: int, dtype: torch.dtype = torch.float32, *, seed: int = 0, spread: float = 1.0) -> Tensor:
-    return (torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * spread).to(dtype)
+    return (noise(count, width, seed=seed) * spread).to(dtype)
 
 
 def vector(width: int, seed: int) -> Tensor:

@@ -1,7 +1,24 @@
-"""What counts as close: the rules that the interpreted tests share."""
+"""Inputs, and what counts as close: what the arithmetic tests share."""
+
+import os
 
 import torch
 from torch import Tensor
+
+from kernels._triton import INTERPRETED
+
+DEVICE = "cpu" if INTERPRETED else "cuda"
+# Fixed under the interpreter, fresh on a device unless given.
+SEED = int(os.environ.get("KERNEL_TESTS_SEED", "0" if INTERPRETED else str(int.from_bytes(os.urandom(3), "big"))))
+# The interpreter multiplies the bits of bf16, so products run in fp16 there.
+HALVES = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
+
+
+def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Normal data, the same for the same shape and seed within a run."""
+    generator = torch.Generator("cpu").manual_seed(SEED * 1000 + seed)
+    return torch.randn(*shape, generator=generator, device="cpu").to(DEVICE, dtype)
+
 
 # Half a step of the type, which one rounding costs, and a little for fp32 arithmetic that lands on the other side of a tie.
 _STEP = {torch.float32: 2e-6, torch.float16: 1.02 * 2**-11, torch.bfloat16: 1.02 * 2**-8}

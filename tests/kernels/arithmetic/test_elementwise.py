@@ -2,16 +2,12 @@
 
 import pytest
 import torch
-from closeness import assert_quantises, assert_rounds_to
+from closeness import assert_quantises, assert_rounds_to, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
 from kernels import reference
-
-
-def noise(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
