@@ -43,6 +43,7 @@ def _write(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [position, position + size]}
         position += size
     encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # as the format's own writer does, so that tensors are aligned
     with path.open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         for data in _random(shapes):

@@ -18,13 +18,13 @@ from model_store.infinitetalk.transformer import InfiniteTalkTransformer, Transf
 
 # The public model's shape at a twentieth of its width: no tensor is more than 2% of the whole, as at full size.
 SIZES = {
-    "dim": 320,
-    "ffn_dim": 864,
+    "dim": 256,
+    "ffn_dim": 692,
     "num_heads": 4,
     "num_layers": 40,
     "text_dim": 256,
-    "audio_channels": 48,
-    "audio_hidden_dim": 128,
+    "audio_channels": 32,
+    "audio_hidden_dim": 64,
 }
 
 MEASURE = """
@@ -56,6 +56,7 @@ def write_zeros(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [position, position + size]}
         position += size
     encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # as the format's own writer does, so that tensors are aligned
     with path.open("wb") as stream:
         stream.write(len(encoded).to_bytes(8, "little") + encoded)
         stream.truncate(stream.tell() + position)
