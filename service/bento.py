@@ -5,7 +5,7 @@ from __future__ import annotations
 import mimetypes
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import bentoml
 from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound, ServiceUnavailable
@@ -48,7 +48,7 @@ class Generate(VideoOptions):
 class InfiniteTalk:
     """See the module's text."""
 
-    @bentoml.on_deployment
+    @bentoml.on_deployment  # type: ignore[untyped-decorator] # as BentoML ships it
     @staticmethod
     def start_companions() -> None:
         """Without a shared queue, start one, and a worker, before the first API process."""
@@ -57,7 +57,7 @@ class InfiniteTalk:
     async def __is_ready__(self) -> bool:
         return await context_of(app).ready()
 
-    @bentoml.api(input_spec=Generate)
+    @bentoml.api(input_spec=Generate)  # type: ignore[untyped-decorator] # as BentoML ships it
     async def generate(self, **fields: Any) -> dict[str, Any]:
         """Ask for a video; the answer is the video object, to be followed under /v1/videos."""
         files = [Path(fields.pop(name)) for name in ("image", "audio")]
@@ -71,7 +71,7 @@ class InfiniteTalk:
         return video.model_dump(mode="json")
 
 
-InfiniteTalk.add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public)
+cast(Any, InfiniteTalk).add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public)
 
 
 def _upload(path: Path, stack: ExitStack) -> Upload:

@@ -94,8 +94,8 @@ def _claimed(data_dir: Path) -> Iterator[None]:
             lock.seek(0)
             raise InfiniteTalkError(
                 "data_dir_in_use",
-                f"Process {lock.read().strip() or 'unknown'} already serves from {data_dir}: stop it, or set INFINITETALK_DATA_DIR "
-                "to another folder.",
+                f"Process {lock.read().strip() or 'unknown'} already serves from {data_dir}: stop it, or set "
+                "INFINITETALK_DATA_DIR to another folder.",
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
@@ -296,4 +296,7 @@ else:
 if __name__ == "__main__":
     from service.settings import load_settings
 
-    accompany(load_settings())
+    try:
+        accompany(load_settings())
+    except InfiniteTalkError as error:
+        sys.exit(f"error: {error.message}")

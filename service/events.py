@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from service.job import Job
+from service.job import Ending, Job
 from service.queue import Queue, QueueUnavailable, queue_errors
 from service.video import Video
 
@@ -16,7 +16,13 @@ EventType = Literal[
     "video.queued", "video.in_progress", "video.progress", "video.chunk", "video.completed", "video.failed", "video.cancelled"
 ]
 
-KEPT_EVENTS = 2000
+ENDING_EVENTS: Mapping[Ending, EventType] = {
+    "completed": "video.completed",
+    "failed": "video.failed",
+    "cancelled": "video.cancelled",
+}
+
+KEPT_EVENTS = 500
 KEPT_SECONDS = 86_400
 _BLOCK_SECONDS = 1.0
 _PAGE = 100

@@ -127,7 +127,8 @@ class Intake:
             InfiniteTalkError: the request cannot become a job; ``idempotency_conflict`` if the key has been used for another.
         """
         self._require_sense(request, image, audio, source)
-        image_origin, audio_origin = _origin(image, source and source.image), _origin(audio, source and source.audio)
+        old_image, old_audio = (source.image, source.audio) if source else (None, None)
+        image_origin, audio_origin = _origin(image, old_image), _origin(audio, old_audio)
         fingerprint = _fingerprint(request, image_origin, audio_origin, source)
         video_id = self.ledger.video_id(tenant, idempotency_key)
         standing = self.ledger.job(tenant, video_id)
@@ -145,8 +146,8 @@ class Intake:
             video_id,
             fingerprint,
             request,
-            self._store(folder, "image", image, source and source.image, image_origin),
-            self._store(folder, "audio", audio, source and source.audio, audio_origin),
+            self._store(folder, "image", image, old_image, image_origin),
+            self._store(folder, "audio", audio, old_audio, audio_origin),
             source,
         )
         standing = self.ledger.create(job)

@@ -100,7 +100,7 @@ class Attempt(_Record):
 
 
 class PlanRecord(_Record):
-    """What the engine will make, and what a player must know before the first fragment: no segment is longer than ``longest_seconds``."""
+    """What the engine will make, and what players must know first: no segment is longer than ``longest_seconds``."""
 
     width: int
     height: int
@@ -115,7 +115,7 @@ class PlanRecord(_Record):
 
 
 class Commit(_Record):
-    """Chunk ``index`` is made: ``frames`` frames from ``start`` on, in ``seconds`` of engine time, ``gpu_seconds`` of it on a GPU.
+    """Chunk ``index`` is made: ``frames`` from ``start`` on, in ``seconds`` of engine time, ``gpu_seconds`` of them on a GPU.
 
     ``fragment``, ``sound`` and ``checkpoint`` are keys; the fragment lasts as long as its frames, the sound ``sound_seconds``.
     """

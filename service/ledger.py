@@ -10,13 +10,14 @@ Beside the jobs' folders stand two kinds of marks, so that nobody has to search 
 from __future__ import annotations
 
 import hashlib
+import logging
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from service.job import Attempt, Commit, Job, Outcome, PlanRecord, chunk_name, job_folder
 from service.storage import ObjectMissing, Store
@@ -28,6 +29,8 @@ DELETED_SECONDS = 600.0
 """How long after a deletion its mark stands: longer than any worker can go on unaware."""
 
 R = TypeVar("R", bound=BaseModel)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,9 @@ class Ledger:
         try:
             return kind.model_validate_json(self.store.get(key))
         except ObjectMissing:
+            return None
+        except ValidationError:
+            logger.exception("%s cannot be read and is passed over", key)
             return None
 
     def orphaned(self, mark: Mark) -> bool:

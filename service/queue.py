@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Self, cast
+from typing import Any, Self
 
 from docket import Docket
 from docket.execution import Disposition, ExecutionState
@@ -74,7 +74,8 @@ class Queue:
         self.settings = settings
         self._perform = perform or _declared
         self._prefix = settings.redis_prefix
-        self.redis: Redis = Redis(
+        # Any: the client's own annotations name every answer of every protocol version.
+        self.redis: Any = Redis(
             connection_pool=BlockingConnectionPool.from_url(
                 settings.queue_url,
                 max_connections=CONNECTIONS + settings.max_event_streams,
@@ -101,7 +102,7 @@ class Queue:
     async def ping(self) -> None:
         """Return if Redis answers; :class:`QueueUnavailable` if not."""
         async with queue_errors():
-            await cast(Awaitable[bool], self.redis.ping())
+            await self.redis.ping()
 
     # Waiting jobs
 

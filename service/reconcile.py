@@ -48,6 +48,10 @@ class Reconciler:
             except (QueueUnavailable, StoreUnavailable) as error:
                 logger.warning("cannot reconcile: %s", error.message)
                 pause = min(FIRST_RETRY_SECONDS, self.settings.reconcile_seconds)
+            except Exception:
+                # One object that nobody foresaw must not stop what all others rely on.
+                logger.exception("reconciling failed")
+                pause = self.settings.reconcile_seconds
             await asyncio.sleep(pause)
 
     async def once(self) -> None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from service.engine_process import EngineCrashedError, EngineProcess
-from service.events import Events, EventType
+from service.events import ENDING_EVENTS, Events, EventType
 from service.job import Attempt, Commit, Failure, Job, Live, Outcome, PlanRecord, Stage, Usage, chunk_name, job_folder, new_token
 from service.ledger import Ledger
 from service.queue import Queue, QueueUnavailable
 from service.settings import Settings
-from service.storage import StoreUnavailable
+from service.storage import ObjectMissing, StoreUnavailable
 from service.video import describe
 from service.wire import Message
 
@@ -37,7 +37,12 @@ STORE_PATIENCE_SECONDS = 600.0
 LOAD_TRIES = 3
 """Engine processes that may end before they have begun with the job: the fault is this machine's, not the job's."""
 
+MISSING_TRIES = 3
+"""How often an object that should be there may not be."""
+
 LEASE_TAKEN_SECONDS = 1.0
+
+_DATA_MISSING = "Something that belongs to this video is no longer in the object store: submit it again."
 
 logger = logging.getLogger(__name__)
 
@@ -206,12 +211,13 @@ class Run:
         late_now = job.start_before is not None and time.time() > job.start_before
         if late_now and not await _insisting(ledger.attempts, job.tenant, job.id):
             return await self._fail(late())
-        await self._fetch_inputs(workdir)
+        missed = 0
         while True:
             self._commits = await _insisting(ledger.commits, job.tenant, job.id)
             self._plan = await _insisting(ledger.plan, job.tenant, job.id)
             self._usage = _sum(self._commits)
             try:
+                await self._fetch_inputs(workdir)
                 if self._plan is None or len(self._commits) < self._plan.chunks:
                     outcome = await self._make_chunks(workdir)
                     if outcome is not None:
@@ -227,18 +233,27 @@ class Run:
                         await self._put_back()
                         raise EngineUnusableError(f"the engine {job.engine} cannot be started") from None
                 self._attempt = None
+            except ObjectMissing:
+                # Deleted at this moment, or a rival has just replaced the checkpoint; else somebody has been in the bucket.
+                missed += 1
+                if await _insisting(ledger.ended, job):
+                    return None
+                if missed >= MISSING_TRIES:
+                    return await self._fail(Failure(code="data_missing", message=_DATA_MISSING))
             except _LostError:
                 logger.info("%s: stopped, %s", job.id, _Reason.LOST.value)
                 return None
 
     async def _fetch_inputs(self, workdir: Path) -> None:
         for name, source in (("image", self.job.image), ("audio", self.job.audio)):
+            if (workdir / name).exists():
+                continue
             await _insisting(self._download, source.key, workdir / name)
 
     def _download(self, key: str, target: Path) -> None:
+        pieces = self.place.ledger.store.read(key)
         with target.open("wb") as file:
-            for piece in self.place.ledger.store.read(key):
-                file.write(piece)
+            file.writelines(pieces)
 
     async def _make_chunks(self, workdir: Path) -> Outcome | None:
         """Make the chunks that are missing; an outcome only if the job has failed."""
@@ -360,7 +375,7 @@ class Run:
         store, output = self.place.ledger.store, self._key(f"output/{self._token}.mp4")
         await self._say("finish", "video.progress")
         fragments = workdir / "fragments"
-        fragments.mkdir()
+        fragments.mkdir(exist_ok=True)
         for commit in self._commits:
             await _insisting(self._download, commit.fragment, fragments / chunk_name(commit.index))
         made = workdir / "output.mp4"
@@ -408,7 +423,7 @@ class Run:
         logger.info("%s: %s%s", self.job.id, outcome.status, f", {outcome.error.code}" if outcome.error else "")
         with suppress(QueueUnavailable):
             video = describe(self.job, plan=self._plan, live=self._live, outcome=outcome)
-            await self.place.events.publish(self.job, f"video.{outcome.status}", video)
+            await self.place.events.publish(self.job, ENDING_EVENTS[outcome.status], video)
         return True
 
     async def _say(self, stage: Stage, event: EventType | None = None, made: float = 0.0) -> None:

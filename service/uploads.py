@@ -128,7 +128,7 @@ class Uploads:
         """Delete files whose time is up."""
         due = int((time.time() - self.retention_seconds) * 1000)
         for tenant in self.store.folders("tenants/"):
-            for file_id in sorted(self.store.folders(f"tenants/{tenant}/files/")):
+            for file_id in sorted(filter(FILE_ID.fullmatch, self.store.folders(f"tenants/{tenant}/files/"))):
                 if int(file_id.removeprefix("file_")[:12], 16) > due:
                     break
                 folder = self._folder(tenant, file_id)

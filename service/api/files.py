@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from typing import Annotated, Literal
+from typing import Annotated, BinaryIO, Literal, cast
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
@@ -119,7 +119,7 @@ async def upload_file_content(file_id: str, request: Request, service: Service, 
             size += len(piece)
             await asyncio.to_thread(content.write, piece)
         await asyncio.to_thread(content.seek, 0)
-        upload = Upload(record.filename, record.content_type, size, content)
+        upload = Upload(record.filename, record.content_type, size, cast(BinaryIO, content))
         return _file(await asyncio.to_thread(service.uploads.receive, record, upload), None)
 
 

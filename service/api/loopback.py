@@ -24,7 +24,7 @@ class LoopbackOnly:
             return
         refusal = error_response(
             "address_public",
-            "There are no keys yet, so only this machine is served: use 127.0.0.1, or set INFINITETALK_ALLOW_PUBLIC=true behind a "
-            "gateway that authenticates.",
+            "There are no keys yet, so only this machine is served: use 127.0.0.1, or set INFINITETALK_ALLOW_PUBLIC=true "
+            "behind a gateway that authenticates.",
         )
         await refusal(scope, receive, send)

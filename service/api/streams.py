@@ -43,53 +43,53 @@ async def follow_video(
     job = await service.jobs.find(tenant, video_id)
     if service.streams.locked():
         raise InfiniteTalkError("too_many_streams", "Too many event streams are open here: try again in a few seconds, or poll.")
-    await service.streams.acquire()
     return StreamingResponse(
         _events(service, tenant, job, last_event_id), media_type="text/event-stream", headers={"Cache-Control": "no-store"}
     )
 
 
 async def _events(service: Context, tenant: str, job: Job, last_event_id: str | None) -> AsyncIterator[str]:
-    try:
-        yield f"retry: {RETRY_MILLISECONDS}\n\n"
-        after, resumed = "0-0", False
-        with suppress(QueueUnavailable):
-            resumed = bool(
-                last_event_id and EVENT_ID.fullmatch(last_event_id) and await service.jobs.events.holds(job.id, last_event_id)
-            )
-            after = last_event_id if resumed and last_event_id else await service.jobs.events.last_id(job.id)
-        video = await service.jobs.view(tenant, job.id)
-        if not resumed:
-            yield _event(after, f"video.{video.status}", video.model_dump_json())
-            if video.status in ENDED:
+    async with service.streams:
+        with suppress(InfiniteTalkError):  # deleted, or the store is gone: the client's next request will say so
+            async for text in _told(service, tenant, job, last_event_id):
+                yield text
+
+
+async def _told(service: Context, tenant: str, job: Job, last_event_id: str | None) -> AsyncIterator[str]:
+    yield f"retry: {RETRY_MILLISECONDS}\n\n"
+    after, resumed = "0-0", False
+    with suppress(QueueUnavailable):
+        resumed = bool(
+            last_event_id and EVENT_ID.fullmatch(last_event_id) and await service.jobs.events.holds(job.id, last_event_id)
+        )
+        after = last_event_id if resumed and last_event_id else await service.jobs.events.last_id(job.id)
+    video = await service.jobs.view(tenant, job.id)
+    if not resumed:
+        yield _event(after, f"video.{video.status}", video.model_dump_json())
+        if video.status in ENDED:
+            return
+    started = heard = asked = time.monotonic()
+    async for events in service.jobs.events.follow(job.id, after):
+        for event in events:
+            after = event.id
+            yield _event(event.id, event.type, event.data)
+            if event.type.removeprefix("video.") in ENDED:
                 return
-        started = heard = asked = time.monotonic()
-        async for events in service.jobs.events.follow(job.id, after):
-            for event in events:
-                after = event.id
-                yield _event(event.id, event.type, event.data)
-                if event.type.removeprefix("video.") in ENDED:
-                    return
-            now = time.monotonic()
-            if events:
-                heard = now
-            elif now - asked >= 1:
-                # What Redis has lost, the ledger still knows.
-                asked = now
-                outcome = await service.jobs.outcome(job)
-                if outcome:
-                    video = await service.jobs.view(tenant, job.id)
-                    yield _event(after, f"video.{video.status}", video.model_dump_json())
-                    return
-            if now - heard >= HEARTBEAT_SECONDS:
-                heard = now
-                yield ": still here\n\n"
-            if now - started >= LONGEST_STREAM_SECONDS:
-                return  # clients come back by themselves, with Last-Event-ID
-    except InfiniteTalkError:
-        return  # deleted, or the store is gone: the client's next request will say so
-    finally:
-        service.streams.release()
+        now = time.monotonic()
+        if events:
+            heard = now
+        elif now - asked >= 1:
+            # What Redis has lost, the ledger still knows.
+            asked = now
+            if await asyncio.to_thread(service.jobs.ledger.ended, job):
+                video = await service.jobs.view(tenant, job.id)
+                yield _event(after, f"video.{video.status}", video.model_dump_json())
+                return
+        if now - heard >= HEARTBEAT_SECONDS:
+            heard = now
+            yield ": still here\n\n"
+        if now - started >= LONGEST_STREAM_SECONDS:
+            return  # clients come back by themselves, with Last-Event-ID
 
 
 def _event(event_id: str, kind: str, data: str) -> str:

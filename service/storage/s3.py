@@ -149,7 +149,9 @@ class S3Store:
                     yield found.object_name.removeprefix(prefix).rstrip("/")
 
     def link(self, key: str, seconds: int, filename: str | None = None) -> str | None:
-        headers = {"response-content-disposition": f"attachment; filename*=UTF-8''{quote(filename)}"} if filename else None
+        headers: dict[str, str | list[str] | tuple[str]] = {}
+        if filename:
+            headers["response-content-disposition"] = f"attachment; filename*=UTF-8''{quote(filename)}"
         with _server_errors(key):
             return self._client.get_presigned_url("GET", self._bucket, require_key(key), timedelta(seconds=seconds), headers)
 

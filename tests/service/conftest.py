@@ -41,7 +41,13 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Deployment]:
     """An API and a worker on a folder, for tests that break nothing."""
-    deployment = servers.Deployment(tmp_path_factory.mktemp("deployment"))
+    (probes,) = servers.free_ports(1)
+    settings = {
+        "INFINITETALK_WORKER_PORT": str(probes),
+        "INFINITETALK_MAX_IMAGE_BYTES": "2000000",
+        "INFINITETALK_MAX_AUDIO_BYTES": "8000000",
+    }
+    deployment = servers.Deployment(tmp_path_factory.mktemp("deployment"), settings)
     try:
         deployment.worker()
         deployment.wait_ready()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
@@ -77,7 +79,7 @@ def test_inputs_that_cannot_be_used(client: Client, picture: Path, speech: Path,
     assert post({"image": b"", "audio": audio}) == (400, "picture_empty", "image")
     assert post({"image": audio, "audio": audio}) == (400, "picture_unsupported", "image")
     assert post({"image": image, "audio": image}) == (400, "audio_unsupported", "audio")
-    assert post({"image": image + b"\0" * 21_000_000, "audio": audio}) == (413, "picture_too_large", "image")
+    assert post({"image": image + b"\0" * 3_000_000, "audio": audio}) == (413, "picture_too_large", "image")
     assert post({"image": image, "input_reference": image, "audio": audio}) == (400, "image_ambiguous", "image")
     assert post({"image": image}, audio="file_" + "0" * 24) == (404, "file_not_found", "audio")
     assert post({"image": image}, audio="../../secret") == (404, "file_not_found", "audio")
@@ -99,10 +101,12 @@ def test_bodies_that_cannot_be_read(client: Client) -> None:
     assert client.failure(http.post("/v1/videos", json={"prompt": "x" * 1_100_000}))[:2] == (413, "request_too_large")
     many = {f"field{number}": "x" for number in range(100)}
     assert client.failure(http.post("/v1/videos", data=many, files={"image": b"x"}))[:2] == (400, "form_invalid")
-    announced = {"Content-Length": str(10**12), "Content-Type": "application/octet-stream"}
-    with http.stream("POST", "/v1/files", headers=announced, content=iter([b"x"])) as answer:
-        answer.read()
-        assert client.failure(answer)[:2] == (413, "request_too_large")
+    file = http.post("/v1/files", json={}).json()
+    endless = (b"\0" * (1 << 20) for _ in range(40))
+    assert client.failure(http.put(file["upload"]["url"], content=endless))[:2] == (413, "request_too_large")
+    with socket.create_connection(("127.0.0.1", urlsplit(client.url).port or 0), timeout=10) as announced:
+        announced.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
+        assert announced.recv(100).startswith(b"HTTP/1.1 413 "), "refused before any of it is sent"
 
 
 def test_what_is_not_there(client: Client) -> None:
@@ -307,6 +311,19 @@ def test_the_api_answers_while_jobs_run_and_loads_no_media_library(client: Clien
     assert any(name.startswith("_multiarray_umath") for name in loaded), "the right process was looked at"
     for library in ("libtorch", "libavcodec", "cv2", "litert", "_imaging", "soxr", "libsndfile"):
         assert not [name for name in loaded if library in name], library
+
+
+def test_a_worker_answers_for_itself(client: Client, deployment: Deployment) -> None:
+    probes = f"http://127.0.0.1:{deployment.settings().worker_port}"
+    client.wait(client.make(seconds=0.64))
+    assert httpx.get(f"{probes}/livez").status_code == 200
+    assert httpx.get(f"{probes}/readyz").status_code == 200
+    metrics = httpx.get(f"{probes}/metrics").text
+    assert 'infinitetalk_jobs_total{engine="steady",job_class="interactive",status="completed"}' in metrics
+    second = deployment.worker()
+    assert second.wait() not in (0, 1)
+    assert f"Port {deployment.settings().worker_port} on 127.0.0.1 cannot be used" in second.text()
+    assert "INFINITETALK_WORKER_PORT" in second.text()
 
 
 def test_the_openapi_document(client: Client) -> None:
