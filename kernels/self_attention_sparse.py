@@ -82,13 +82,14 @@ def select_blocks(
 def _pool(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
     """Mean token [H, blocks, D] and mean pairwise cosine of tokens [H, blocks] of every block of one head."""
     length = x.shape[0]
-    rows = F.pad(x.float(), (0, 0, 0, -length % block)).reshape(-1, block, num_heads, x.shape[1] // num_heads)
-    count = torch.full((rows.shape[0],), float(block), device=x.device)
+    rows = F.pad(x, (0, 0, 0, -length % block)).reshape(-1, block, num_heads, x.shape[1] // num_heads)
+    count = torch.full((rows.shape[0], 1), float(block), device=x.device)
     count[-1] -= -length % block
-    mean = rows.sum(1) / count[:, None, None]
+    mean = rows.sum(1, dtype=torch.float32) / count.unsqueeze(-1)
+    inverse = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).clamp(min=1e-12).reciprocal()
+    directions = torch.einsum("blhd,blh->bhd", rows, inverse.to(rows.dtype)).float() / count.unsqueeze(-1)
     # The squared length of the mean unit vector is the mean of all pairwise cosines.
-    similarity = (F.normalize(rows, dim=-1).sum(1) / count[:, None, None]).square().sum(-1)
-    return mean.transpose(0, 1), similarity.t()
+    return mean.transpose(0, 1), directions.square().sum(-1).t()
 
 
 def _neighbours(q_len: int, k_len: int, frame_shape: tuple[int, int], device: torch.device) -> Tensor:

@@ -8,7 +8,6 @@ import os
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from closeness import DEVICE, SEED
 
@@ -23,11 +22,6 @@ torch.utils.deterministic.fill_uninitialized_memory = True
 def pytest_report_header() -> str:
     """Random inputs on a device are fresh in every run; this repeats one."""
     return f"kernels on {DEVICE}, KERNEL_TESTS_SEED={SEED}"
-
-
-@pytest.fixture(autouse=True)
-def _default_device() -> None:
-    torch.set_default_device(DEVICE)
 
 
 def _mend_casts() -> None:
