@@ -6,9 +6,9 @@ no part of the product. It comes with the extra ``quality``.
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import cv2
@@ -65,14 +65,7 @@ class FaceReader:
     """
 
     def __init__(self) -> None:
-        dlib, models = _dlib(), _models()
-        self._rectangle = dlib.rectangle
-        self._detector = dlib.get_frontal_face_detector()
-        self._predictor = dlib.shape_predictor(str(models / "shape_predictor_68_face_landmarks.dat"))
-        self._descriptor = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
-        self._chip = dlib.get_face_chip
-        self._detection = dlib.full_object_detection
-        self._point = dlib.point
+        self._dlib, self._detector, self._predictor, self._descriptor = _networks()
         self._last: Points | None = None
         self._frame = 0
 
@@ -114,9 +107,9 @@ class FaceReader:
         The face is cut out by the corners of the eyes and the base of the nose (the five points of dlib's smaller model), so that
         an open mouth does not tilt or scale it.
         """
-        box = self._rectangle(0, 0, picture.shape[1], picture.shape[0])
-        shape = self._detection(box, [self._point(round(x), round(y)) for x, y in points[list(_FIVE)]])
-        return np.asarray(self._descriptor.compute_face_descriptor(self._chip(picture, shape, 150, 0.25)))
+        box = self._dlib.rectangle(0, 0, picture.shape[1], picture.shape[0])
+        shape = self._dlib.full_object_detection(box, [self._dlib.point(round(x), round(y)) for x, y in points[list(_FIVE)]])
+        return np.asarray(self._descriptor.compute_face_descriptor(self._dlib.get_face_chip(picture, shape, 150, 0.25)))
 
     def _confirmed(self, frame: Picture, last: Points) -> bool:
         chip = cv2.warpAffine(frame, _to_chip(last[list(RIGID)]), (_CHIP, _CHIP), flags=cv2.INTER_LINEAR)
@@ -136,7 +129,7 @@ class FaceReader:
         for dx, dy, growth in _BOXES:
             side = _BOX + growth
             left, top = round(_BOX_CENTRE[0] + dx - side / 2), round(_BOX_CENTRE[1] + dy - side / 2)
-            shape = self._predictor(chip, self._rectangle(left, top, left + side - 1, top + side - 1))
+            shape = self._predictor(chip, self._dlib.rectangle(left, top, left + side - 1, top + side - 1))
             total += np.array([(part.x, part.y) for part in shape.parts()])
         mean = total / len(_BOXES)
         inverse = cv2.invertAffineTransform(matrix)
@@ -161,18 +154,20 @@ def _resized(picture: Picture, scale: float) -> Picture:
     return np.asarray(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=filtering), np.uint8)
 
 
-def _dlib() -> Any:
+@cache
+def _networks() -> tuple[Any, Any, Any, Any]:
+    """dlib, its face detector, landmark predictor and face descriptor: loaded once, in a second.
+
+    The package that holds the model files is not imported: it asks for ``pkg_resources``, which new environments lack.
+    """
+    spec = find_spec("face_recognition_models")
     try:
         import dlib  # noqa: PLC0415 - only who measures needs it
     except ImportError as error:
         raise InfiniteTalkError("quality_extra_missing", MISSING_EXTRA) from error
-    module: ModuleType = dlib
-    return module
-
-
-def _models() -> Path:
-    """The folder of the model files. The package that holds them is not imported: it asks for ``pkg_resources``."""
-    spec = find_spec("face_recognition_models")
     if spec is None or spec.origin is None:
         raise InfiniteTalkError("quality_extra_missing", MISSING_EXTRA)
-    return Path(spec.origin).parent / "models"
+    models = Path(spec.origin).parent / "models"
+    predictor = dlib.shape_predictor(str(models / "shape_predictor_68_face_landmarks.dat"))
+    descriptor = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
+    return dlib, dlib.get_frontal_face_detector(), predictor, descriptor

@@ -102,6 +102,7 @@ def test_timings_that_cannot_be(evaluate: Evaluate, tmp_path: Path, visemes: str
 
 
 def test_missing_packages_are_named_with_the_cure(evaluate: Evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    face_reader._networks.cache_clear()
     monkeypatch.setattr(face_reader, "find_spec", lambda name: None)
     _, answer = evaluate(write(tmp_path / "still.mp4", still(1.0)))
     assert answer["error"]["code"] == "quality_extra_missing"  # type: ignore[index]

@@ -46,7 +46,7 @@ def test_reads_a_speaking_face_that_moves(reader: FaceReader, person: Picture) -
     assert np.corrcoef(mouth_opening(seen), gaps)[0, 1] > 0.95
     found = head_pose(seen, 480, 480)
     assert found[:, 2] - found[:, 2].mean() == pytest.approx(rolls - rolls.mean(), abs=1.0)
-    assert found[:, :2].std(axis=0).max() < 1.5
+    assert found[:, 0].std() < 0.5  # pitch is not held to this: a mouth that opens looks like a nod
 
 
 def test_loses_a_face_that_leaves_and_finds_it_again(reader: FaceReader, person: Picture) -> None:
