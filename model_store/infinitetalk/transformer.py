@@ -7,8 +7,9 @@ head are fp32. ``state_dict()`` has exactly the public checkpoints' keys: Wan2.1
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,7 @@ from model_store.infinitetalk.audio_windows import FRAMES_PER_LATENT, WINDOW, la
 from model_store.infinitetalk.embeddings import rotary_tables, time_sinusoid
 from model_store.infinitetalk.memo import TensorMemo
 from model_store.infinitetalk.people import key_positions, query_positions, token_masks
+from model_store.infinitetalk.step_skipping import KeptBlocks
 
 PATCH = 2
 """Latent pixels along each side of a token; along time a token is one latent frame."""
@@ -154,10 +156,27 @@ class _Head(nn.Module):
         self.head = nn.Linear(config.dim, PATCH * PATCH * config.out_dim)
 
 
+class TokenShare(Protocol):
+    """How one process of several takes its part of the tokens; see ``parallel``."""
+
+    def split(self, tokens: Tensor, frames: int) -> Tensor:
+        """This process's part ``[N / processes, ...]`` of ``[N, ...]``: an equal part of every latent frame."""
+
+    def join(self, tokens: Tensor, frames: int) -> Tensor:
+        """The inverse of :meth:`split`, in every process."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
+        """Attention of this process's queries to the keys of all, each ``[N / processes, dim]``."""
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+
+
 @dataclass(frozen=True)
 class _Context:
     """What every block of one forward sees besides the tokens: tables, and for each block its keys and values."""
 
+    attend: Attend
     cos: Tensor
     sin: Tensor
     text: KeysValues
@@ -197,7 +216,7 @@ class _Block(nn.Module):
         heads, eps = self._heads, self._eps
         attn = self.self_attn
         q, k = qk_norm_rope(attn.q(h), attn.k(h), attn.norm_q.weight, attn.norm_k.weight, context.cos, context.sin, heads, eps)
-        y = attn.o(attention(q, k, attn.v(h), heads))
+        y = attn.o(context.attend(q, k, attn.v(h), heads))
         positions = None
         if context.masks is not None:
             positions = query_positions(class_attention_map(q, k[: context.masks.shape[1]], context.masks, heads))
@@ -235,6 +254,10 @@ class InfiniteTalkTransformer(nn.Module):
         self._image_memo = TensorMemo[KeysValues](_CONTEXTS_KEPT)
         self._audio_memo = TensorMemo[KeysValues](_CONTEXTS_KEPT)
         self._rotary: tuple[tuple[int, int, int], Tensor, Tensor] | None = None
+        self.before_block: Callable[[int], None] | None = None
+        """Called with a block's place before its weights are used; ``offload`` brings them onto the device then."""
+        self.share: TokenShare | None = None
+        """Set where several processes compute one forward together; for one speaker."""
         self.register_load_state_dict_post_hook(lambda module, _: module.forget_contexts())  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
@@ -247,6 +270,8 @@ class InfiniteTalkTransformer(nn.Module):
         condition: Tensor,
         audio: Tensor | None = None,
         person_masks: Tensor | None = None,
+        kept: KeptBlocks | None = None,
+        skip: bool = False,
     ) -> Tensor:
         """The predicted velocity.
 
@@ -262,6 +287,8 @@ class InfiniteTalkTransformer(nn.Module):
             audio: speech windows of P people ``[P, F, 5, 12, 768]``, F = 4 (T - 1) + 1, see ``audio_windows``. Zeros
                 are silence; None leaves the audio attention out, which is the plain image-to-video model.
             person_masks: where each person is, then the background, ``[P + 1, h, w]``. Needed when P > 1, not read else.
+            kept: where what the blocks add is kept.
+            skip: add what ``kept`` holds instead of running the blocks, see ``step_skipping``.
 
         Returns:
             float32 ``[out_dim, T, h, w]``.
@@ -275,32 +302,63 @@ class InfiniteTalkTransformer(nn.Module):
         device = self.patch_embedding.weight.device
 
         e, e0 = self._time_modulation(timestep)
-        blocks = self._blocks
-        modulations = [block.modulation.float().squeeze(0) + e0 for block in blocks]
         shift, scale = self.head.modulation.float().squeeze(0) + e
+        x = self._patchify(torch.cat((latents.to(device), condition.to(device, latents.dtype))))
+        if self.share is not None:
+            x = self.share.split(x, frames)
+        if skip and kept is not None and kept.added is not None:
+            x = x + kept.added
+        else:
+            patches = x
+            x = self._through_blocks(x, e0, self._context(grid, text, clip, audio, person_masks))
+            if kept is not None:
+                kept.added = x - patches
+        if self.share is not None:
+            x = self.share.join(x, frames)
+        eps = self.config.eps
+        h = layer_norm_modulate(x, shift, scale, eps, out_dtype=torch.float32)
+        out = F.linear(h, self.head.head.weight.float(), self.head.head.bias.float())
+        out = out.view(*grid, PATCH, PATCH, self.config.out_dim)
+        return out.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, frames, height * PATCH, width * PATCH)
 
+    def time_modulation(self, timestep: float) -> Tensor:
+        """The first modulation of every block at a time 0..1000, fp32 ``[6, dim]``: all that the blocks know of the time."""
+        return self._time_modulation(timestep)[1]
+
+    def _context(
+        self, grid: tuple[int, int, int], text: Tensor, clip: Tensor, audio: Tensor | None, person_masks: Tensor | None
+    ) -> _Context:
+        device = self.patch_embedding.weight.device
         cos, sin = self._rotary_tables(grid)
+        if self.share is not None:
+            cos, sin = self.share.split(cos, grid[0]), self.share.split(sin, grid[0])
         several = audio is not None and audio.shape[0] > 1 and person_masks is not None
-        context = _Context(
+        return _Context(
+            attention if self.share is None else self.share.attention,
             cos,
             sin,
             self._text_memo.get(text, self._text_keys),
             self._image_memo.get(clip, self._image_keys),
             None if audio is None else self._audio_memo.get(audio, self._audio_keys),
-            token_masks(person_masks.to(device), height, width) if several and person_masks is not None else None,
+            token_masks(person_masks.to(device), *grid[1:]) if several and person_masks is not None else None,
         )
 
-        x = self._patchify(torch.cat((latents.to(device), condition.to(device, latents.dtype))))
+    def _through_blocks(self, x: Tensor, e0: Tensor, context: _Context) -> Tensor:
         eps = self.config.eps
+        modulations = [block.modulation.float().squeeze(0) + e0 for block in self._blocks]
         h = layer_norm_modulate(x, modulations[0][0], modulations[0][1], eps)
-        for index, block in enumerate(blocks):
+        for index, block in enumerate(self._blocks_in_turn()):
             x, y = block(x, h, modulations[index], context, index)
-            following = modulations[min(index + 1, len(blocks) - 1)]  # the last block's h is not used
+            following = modulations[min(index + 1, len(modulations) - 1)]  # the last block's h is not used
             x, h = residual_gate_norm(x, y, modulations[index][5], shift=following[0], scale=following[1], eps=eps)
-        h = layer_norm_modulate(x, shift, scale, eps, out_dtype=torch.float32)
-        out = F.linear(h, self.head.head.weight.float(), self.head.head.bias.float())
-        out = out.view(*grid, PATCH, PATCH, self.config.out_dim)
-        return out.permute(5, 0, 1, 3, 2, 4).reshape(self.config.out_dim, frames, height * PATCH, width * PATCH)
+        return x
+
+    def _blocks_in_turn(self) -> Iterator[_Block]:
+        """The blocks, each ready to be computed with."""
+        for index, block in enumerate(self._blocks):
+            if self.before_block is not None:
+                self.before_block(index)
+            yield block
 
     @property
     def _blocks(self) -> list[_Block]:
@@ -347,7 +405,7 @@ class InfiniteTalkTransformer(nn.Module):
         embedded = self.text_embedding(padded)
         return [
             (rms_norm(attn.k(embedded), attn.norm_k.weight, self.config.eps), attn.v(embedded))
-            for attn in (block.cross_attn for block in self._blocks)
+            for attn in (block.cross_attn for block in self._blocks_in_turn())
         ]
 
     def _image_keys(self, clip: Tensor) -> KeysValues:
@@ -355,7 +413,7 @@ class InfiniteTalkTransformer(nn.Module):
         embedded = self.img_emb.proj(clip.to(weight.device, weight.dtype))
         return [
             (rms_norm(attn.k_img(embedded), attn.norm_k_img.weight, self.config.eps), attn.v_img(embedded))
-            for attn in (block.cross_attn for block in self._blocks)
+            for attn in (block.cross_attn for block in self._blocks_in_turn())
         ]
 
     def _audio_keys(self, audio: Tensor) -> KeysValues:
@@ -363,7 +421,7 @@ class InfiniteTalkTransformer(nn.Module):
         people = audio.shape[0]
         tokens = self.audio_proj(audio.to(self.patch_embedding.weight.device))
         pairs: KeysValues = []
-        for block in self._blocks:
+        for block in self._blocks_in_turn():
             k, v = block.audio_cross_attn.kv_linear(tokens).chunk(2, dim=-1)
             if people > 1:
                 positions = key_positions(people, self.config.audio_tokens, k.device).repeat(k.shape[0])
@@ -396,6 +454,8 @@ class InfiniteTalkTransformer(nn.Module):
                 f"[P, {FRAMES_PER_LATENT * (frames - 1) + 1}, {', '.join(map(str, vector))}] is needed"
             )
         people = audio.shape[0]
+        if people > 1 and self.share is not None:
+            raise ValueError("several voices are not computed by several processes: their places need the whole picture")
         if people > 1 and (masks is None or tuple(masks.shape) != (people + 1, height, width)):
             got = "none" if masks is None else list(masks.shape)
             raise ValueError(
