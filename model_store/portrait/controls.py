@@ -31,6 +31,12 @@ LOWER_LIDS = (145, 374, 153, 380, 144, 373)
 OVAL = (172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109, 10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397)
 FIXED = (33, 133, 263, 362, 159, 386, 10, 109, 338, 67, 297, 54, 284, 127, 356, 234, 454, 132, 361, 168)
 
+_GROUPS = {"jaw": JAW, "chin": CHIN, "cheeks": CHEEKS, "brows": BROWS, "lower_lids": LOWER_LIDS}
+"""Landmarks that move, in the order in which they begin the shared control points."""
+
+_ENDS = np.cumsum([len(group) for group in _GROUPS.values()])
+_PLACES = {name: slice(end - len(group), end) for (name, group), end in zip(_GROUPS.items(), _ENDS, strict=True)}
+
 GAP_OF_JAW = 0.135
 """Inner-lip gap at ``jaw`` = 1."""
 
@@ -72,137 +78,128 @@ class Targets:
 
 
 class FaceControls:
-    """Turns dials into control points, relative to one photographed face and free of its own expression."""
+    """Turns dials into control points, relative to one photographed face and free of its own expression.
+
+    Args:
+        face: in the frame's pixels.
+        blur: softness of the frame's edges, in pixels.
+    """
 
     def __init__(self, face: Face, blur: float) -> None:
         points = face.points[:, :2]
         self.unit = face.width
-        self._inset = 0.005 * self.unit + 0.9 * blur
-        self._smile = float(np.clip((face.expression["smile"] - 0.15) / 0.6, 0, 1))
         corner_right, corner_left = points[61], points[291]
         self.right = ((corner_left - corner_right) / np.linalg.norm(corner_left - corner_right)).astype(np.float32)
         self.down = np.array([-self.right[1], self.right[0]], np.float32)
         self.centre = points[[13, 14]].mean(0).astype(np.float32)
+        least = 0.06 * self.unit
         self._half_width = (
-            float((self.centre - corner_right) @ self.right),
-            float((corner_left - self.centre) @ self.right),
+            max(least, float((self.centre - corner_right) @ self.right)),
+            max(least, float((corner_left - self.centre) @ self.right)),
         )
-        self._half_width = (max(self._half_width[0], 0.06 * self.unit), max(self._half_width[1], 0.06 * self.unit))
         self._upper = self._lip(points, INNER_UPPER, OUTER_UPPER)
         self._lower = self._lip(points, INNER_LOWER, OUTER_LOWER)
-        self._shared_points = self._shared(points)
-        self.sources = Targets(self._shared_points, self._seam(self._upper, -1), self._seam(self._lower, 1))
-        self._set_weights(points)
+        self._smile = float(np.clip((face.expression["smile"] - 0.15) / 0.6, 0, 1))
         line = self.rest_line[1]
-        self._own_gap = float((self._lower[:11, 1] - self._upper[:11, 1]).max()) / self.unit
         self._smile_depth = max(0.0, float(line[5] - (line[0] + line[10]) / 2)) / self.unit
+        self._own_gap = float((self._lower[:11, 1] - self._upper[:11, 1]).max()) / self.unit
+        inset = 0.005 * self.unit + 0.9 * blur
+        self._shared = self._shared_points(points)
+        self._weigh(points)
+        self.sources = Targets(self._shared, self._seam(self._upper, -inset), self._seam(self._lower, inset))
 
     def _lip(self, points: NDArray[np.floating], inner: tuple[int, ...], outer: tuple[int, ...]) -> NDArray[np.floating]:
         """``[22, 2]`` (along the mouth, across it) of one lip's contours, from the mouth's centre, in pixels."""
-        rows = points[[*inner, *outer]] - self.centre
-        return np.stack([rows @ self.right, rows @ self.down], 1).astype(np.float32)
+        return self._local(points[[*inner, *outer]])
+
+    def _local(self, points: NDArray[np.floating]) -> NDArray[np.floating]:
+        offset = points - self.centre
+        return np.stack([offset @ self.right, offset @ self.down], 1).astype(np.float32)
 
     def _place(self, local: NDArray[np.floating]) -> Points:
         return self.centre + local[:, :1] * self.right + local[:, 1:] * self.down
 
-    def _seam(self, lip: NDArray[np.floating], side: int) -> Points:
+    def _seam(self, lip: NDArray[np.floating], inset: float) -> Points:
         """The lip in the photo, its inner edge drawn a little into the flesh, so that no tooth or gap sticks to it."""
         local = lip.copy()
         thickness = np.abs(local[11:, 1] - local[:11, 1])
-        local[1:10, 1] += side * np.minimum(self._inset, 0.6 * thickness[1:10])
+        local[1:10, 1] += np.sign(inset) * np.minimum(abs(inset), 0.6 * thickness[1:10])
         return self._place(local)
 
-    def _shared(self, points: NDArray[np.floating]) -> Points:
-        named = points[[*JAW, *CHIN, *CHEEKS, *NOSE, *BROWS, *LOWER_LIDS, *FIXED]]
+    def _shared_points(self, points: NDArray[np.floating]) -> Points:
         chin, width = points[152], self.unit
         # The neck is held further down: the skin under the chin folds over a length, not at a line.
         neck = [chin + self.down * (d * width) + self.right * (k * 0.3 * width) for d in (0.5, 0.75) for k in (-2, -1, 0, 1, 2)]
         # Around the face nothing moves: hair and background belong to the head as a whole.
         middle = points[[10, 152]].mean(0)
         around = middle + (points[list(OVAL)] - middle) * 1.35
-        return np.concatenate([named, np.array(neck), around]).astype(np.float32)
+        moving = points[[index for group in _GROUPS.values() for index in group]]
+        return np.concatenate([moving, points[[*NOSE, *FIXED]], np.array(neck), around]).astype(np.float32)
 
-    def _set_weights(self, points: NDArray[np.floating]) -> None:
-        shared = self._shared_points
-        local = np.stack([(shared - self.centre) @ self.right, (shared - self.centre) @ self.down], 1)
-        chin = float((points[152] - self.centre) @ self.down)
-        below = local[:, 1] / chin
-        side = np.where(local[:, 0] < 0, self._half_width[0], self._half_width[1])
-        lateral = np.abs(local[:, 0]) / side
+    def _weigh(self, points: NDArray[np.floating]) -> None:
+        """How much every shared point takes part in each motion."""
+        local = self._local(self._shared)
+        below = local[:, 1] / float((points[152] - self.centre) @ self.down)  # 0 at the mouth, 1 at the chin
+        lateral = np.abs(self.along(local[:, 0]))  # 1 at the corners
         # The mandible turns about the ears: full travel at the chin, none at the hinge, the cheeks in between.
-        self._jaw_weight = smoothstep(0.0, 0.35, below) * (1 - smoothstep(0.9, 2.6, lateral * (1.25 - 0.35 * below)))
-        still = np.zeros(len(shared), np.float32)
-        count = {name: len(group) for name, group in (("jaw", JAW), ("chin", CHIN), ("cheeks", CHEEKS), ("nose", NOSE))}
-        first = sum(count.values())
-        brows = slice(first, first + len(BROWS))
-        lids = slice(brows.stop, brows.stop + len(LOWER_LIDS))
-        self._jaw_weight[first:] = 0
-        self._jaw_weight[count["jaw"] + count["chin"] + count["cheeks"] : first] = 0
-        cheeks = slice(count["jaw"] + count["chin"], count["jaw"] + count["chin"] + count["cheeks"])
-        self._cheek_weight, self._brow_weight, self._frown_weight, self._lid_weight = (still.copy() for _ in range(4))
-        self._cheek_weight[cheeks] = (1 - smoothstep(0.2, 0.8, np.abs(below[cheeks]))) * (
-            1 - smoothstep(1.2, 2.4, lateral[cheeks])
-        )
-        self._brow_weight[brows] = 1
-        self._frown_weight[brows] = [1.0 if index in BROW_INNER else 0.3 for index in BROWS]
-        self._lid_weight[lids] = 1
+        mandible = smoothstep(0.0, 0.35, below) * (1 - smoothstep(0.9, 2.6, lateral * (1.25 - 0.35 * below)))
+        cheek = (1 - smoothstep(0.2, 0.8, np.abs(below))) * (1 - smoothstep(1.2, 2.4, lateral))
         self._outward = np.sign(local[:, 0]).astype(np.float32)
+        self._jaw_weight, self._cheek_weight, self._brow_weight, self._frown_weight, self._lid_weight = np.zeros(
+            (5, len(self._shared)), np.float32
+        )
+        for name in ("jaw", "chin", "cheeks"):
+            self._jaw_weight[_PLACES[name]] = mandible[_PLACES[name]]
+        self._cheek_weight[_PLACES["cheeks"]] = cheek[_PLACES["cheeks"]]
+        self._brow_weight[_PLACES["brows"]] = 1
+        self._frown_weight[_PLACES["brows"]] = [1.0 if index in BROW_INNER else 0.3 for index in BROWS]
+        self._lid_weight[_PLACES["lower_lids"]] = 1
 
     def targets(self, dials: Channels, frame: int) -> Targets:
         """Where the control points go in frame ``frame`` of ``dials``."""
-        jaw, apart, press, tuck, wide, smile = (
-            float(c[frame]) for c in (dials.jaw, dials.apart, dials.press, dials.tuck, dials.wide, dials.smile)
+        jaw, apart, press, tuck, wide, smile, brow, squint = (
+            float(curve[frame])
+            for curve in (dials.jaw, dials.apart, dials.press, dials.tuck, dials.wide, dials.smile, dials.brow, dials.squint)
         )
-        unit = self.unit
-        spread, round_ = max(wide, 0.0), max(-wide, 0.0)
-        relaxed = max(press, tuck, round_)
+        spread, rounded = max(wide, 0.0), max(-wide, 0.0)
+        relaxed = max(press, tuck, rounded)
         kept = SMILE_KEPT + (SMILE_RELAXED - SMILE_KEPT) * relaxed
         undo = self._smile * (1 - kept)
-        open_lips = (1 - press) * (1 - 0.85 * tuck)
-        by_jaw, by_lips = GAP_OF_JAW * jaw * open_lips, GAP_OF_APART * apart * open_lips
-        raise_upper = 0.16 * by_jaw + 0.5 * by_lips + (TUCK_GAP * 0.6) * tuck * (1 - press)
-        drop_lower = 0.84 * by_jaw + 0.5 * by_lips + (TUCK_GAP * 0.4) * tuck * (1 - press)
-        drop_chin = GAP_OF_JAW * jaw * (0.84 - 0.55 * press - 0.45 * tuck)
+        free = (1 - press) * (1 - 0.85 * tuck)  # how far the lips may part at all
+
+        by_jaw, by_lips, by_teeth = GAP_OF_JAW * jaw * free, GAP_OF_APART * apart * free, TUCK_GAP * tuck * (1 - press)
+        raised = 0.16 * by_jaw + 0.5 * by_lips + 0.6 * by_teeth
+        dropped = 0.84 * by_jaw + 0.5 * by_lips + 0.4 * by_teeth
         # A smile that bares the teeth has parted the lips already: speech opens them further, not twice.
-        bared = self._smile * kept * (1 - relaxed) * open_lips
-        spoken = raise_upper + drop_lower
-        own = bared * self._own_gap
-        part = float(np.hypot(spoken, own)) / max(spoken + own, 1e-6)
+        bared = self._smile * kept * (1 - relaxed) * free
+        together = float(np.hypot(raised + dropped, bared * self._own_gap)) / max(raised + dropped + bared * self._own_gap, 1e-6)
 
-        narrow = (1 - 0.15 * undo) * (1 + 0.09 * spread - 0.23 * round_) * (1 - 0.07 * jaw * open_lips) * (1 + 0.06 * smile)
-        corner_drop = 0.9 * undo * self._smile_depth - 0.02 * smile
-        thick_upper = (1 + 0.5 * undo) * (1 + 0.16 * round_ - 0.07 * spread) * (1 - 0.1 * press)
-        thick_lower = (1 + 0.4 * undo) * (1 + 0.14 * round_ - 0.07 * spread) * (1 - 0.1 * press) * (1 - 0.35 * tuck)
-        rest = self.rest_line
+        narrow = (1 - 0.15 * undo) * (1 + 0.09 * spread - 0.23 * rounded) * (1 - 0.07 * jaw * free) * (1 + 0.06 * smile)
+        corners = 0.9 * undo * self._smile_depth - 0.02 * smile
+        full = (1 - 0.07 * spread) * (1 - 0.1 * press)
+        thick_upper = full * (1 + 0.5 * undo) * (1 + 0.16 * rounded)
+        thick_lower = full * (1 + 0.4 * undo) * (1 + 0.14 * rounded) * (1 - 0.35 * tuck)
+        rest_place, rest_line = self.rest_line
 
-        def lip(local: NDArray[np.floating], thickness: float, shift: float, parted: NDArray[np.floating]) -> Points:
-            t = self.along(local[:, 0])
-            inner_line = np.interp(t, rest[0], rest[1])
-            opening = np.maximum(1 - np.abs(t) ** (2.6 - 0.6 * round_), 0) ** 0.62
-            edge = np.interp(t, self.along(local[:11, 0]), local[:11, 1])
-            beyond = (local[:, 1] - edge) * thickness  # 0 on the inner contour
-            moved = local.copy()
-            moved[:, 0] *= narrow
-            gap = (shift * unit * opening + bared * np.interp(t, rest[0], parted)) * part
-            moved[:, 1] = inner_line + beyond + gap + corner_drop * unit * t * t
-            return self._place(moved)
+        def lip(local: NDArray[np.floating], travel: float, thickness: float) -> Points:
+            t, contour = self.along(local[:, 0]), self.along(local[:11, 0])
+            arch = np.maximum(1 - np.abs(t) ** (2.6 - 0.6 * rounded), 0) ** 0.62
+            own = np.interp(t, rest_place, local[:11, 1] - rest_line)
+            beyond = (local[:, 1] - np.interp(t, contour, local[:11, 1])) * thickness  # 0 on the inner contour
+            across = np.interp(t, rest_place, rest_line) + (travel * self.unit * arch + bared * own) * together + beyond
+            moved = np.stack([local[:, 0] * narrow, across + corners * self.unit * t * t], 1)
+            return self._place(moved.astype(np.float32))
 
-        upper = lip(self._upper, thick_upper, -raise_upper, self._upper[:11, 1] - rest[1])
-        lower = lip(self._lower, thick_lower, drop_lower, self._lower[:11, 1] - rest[1])
-        shared = self._shared_points.copy()
-        lift = float(dials.brow[frame])
-        brow = 0.04 * lift * self._brow_weight if lift > 0 else 0.022 * lift * self._frown_weight
-        vertical = (
-            drop_chin * self._jaw_weight
+        drop = GAP_OF_JAW * jaw * (0.84 - 0.55 * press - 0.45 * tuck)
+        down = (
+            drop * self._jaw_weight
             + (0.02 * undo - 0.03 * smile + 0.01 * spread) * self._cheek_weight
-            - brow
-            - 0.016 * (float(dials.squint[frame]) + 0.5 * smile) * self._lid_weight
+            - (0.04 * max(brow, 0.0) * self._brow_weight + 0.022 * min(brow, 0.0) * self._frown_weight)
+            - 0.016 * (squint + 0.5 * smile) * self._lid_weight
         )
-        inward = -0.02 * undo * self._cheek_weight - 0.04 * round_ * self._cheek_weight + 0.015 * smile * self._cheek_weight
-        inward += 0.015 * min(lift, 0.0) * self._frown_weight
-        shared += vertical[:, None].astype(np.float32) * unit * self.down
-        shared += (inward * self._outward)[:, None].astype(np.float32) * unit * self.right
-        return Targets(shared, upper, lower)
+        out = (0.015 * smile - 0.02 * undo - 0.04 * rounded) * self._cheek_weight + 0.015 * min(brow, 0.0) * self._frown_weight
+        moved = self._shared + np.float32(self.unit) * (down[:, None] * self.down + (out * self._outward)[:, None] * self.right)
+        return Targets(moved.astype(np.float32), lip(self._upper, -raised, thick_upper), lip(self._lower, dropped, thick_lower))
 
     def along(self, across: NDArray[np.floating]) -> NDArray[np.floating]:
         """Place along the mouth: -1 at the viewer's left corner, 1 at the right, whatever the head's turn."""
@@ -234,4 +231,4 @@ class FaceControls:
     @property
     def cheek_points(self) -> Points:
         """``[2, 2]`` bare skin on the viewer's left and right cheek in the photo."""
-        return self._shared_points[[len(JAW) + len(CHIN), len(JAW) + len(CHIN) + 1]]
+        return self._shared[_PLACES["cheeks"]][:2]
