@@ -68,6 +68,8 @@ _LINGER = 48
 _LINGER_SHARE = 0.7
 """How much of a sound's posture lingers."""
 
+_CONTACT_DOUBT = (0.3, 0.6)
+
 _CONTACT_HOLD, _CONTACT_RAMP = 1, 5
 """A contact lasts this many steps more on either side than it is heard, and is prepared and released in that many."""
 
@@ -88,7 +90,9 @@ def _reach_out(values: Floats, hold: int, ramp: int) -> Floats:
     return np.asarray((around * shape).max(axis=1))
 
 
-def _contact(probability: Floats, low: float, high: float) -> Floats:
+def _contact(probability: Floats) -> Floats:
+    """How sure a contact is: none below the first bound, certain from the second on."""
+    low, high = _CONTACT_DOUBT
     return np.asarray(np.clip((probability - low) / (high - low), 0.0, 1.0))
 
 
@@ -137,8 +141,8 @@ def mouth(visemes: NDArray[np.float32], loudness: Floats) -> dict[str, Floats]:
     return {
         "jaw": jaw,
         "apart": np.clip(dials[:, APART] * np.sqrt(loud), 0.0, 1.0),
-        "press": _reach_out(_contact(likely[:, PP], 0.2, 0.5), _CONTACT_HOLD, _CONTACT_RAMP),
-        "tuck": _reach_out(_contact(likely[:, FF], 0.2, 0.5), _TUCK_HOLD, _TUCK_RAMP),
+        "press": _reach_out(_contact(likely[:, PP]), _CONTACT_HOLD, _CONTACT_RAMP),
+        "tuck": _reach_out(_contact(likely[:, FF]), _TUCK_HOLD, _TUCK_RAMP),
         "wide": np.clip(dials[:, WIDE] * spoken, -1.0, 1.0),
         "tongue": np.clip(dials[:, TONGUE] * spoken, 0.0, 1.0),
     }

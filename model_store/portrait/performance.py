@@ -47,7 +47,7 @@ class Performer:
         self._block = lru_cache(maxsize=3)(self._perform_block)
 
     def perform(self, start: int, stop: int) -> Channels:
-        """The dials of frames ``start`` .. ``stop``; frames beyond the end of the speech are performed in silence.
+        """The dials of frames ``start`` .. ``stop`` (those beyond the end of the speech mean nothing).
 
         The first block asked for takes two windows of listening, each further one in order takes one.
         """

@@ -91,6 +91,20 @@ def level_db(speech: Speech, start: int, stop: int) -> float:
     return max(LEVEL_FLOOR_DB, float(20.0 * np.log10(np.percentile(rms, 95.0) + 1e-9)))
 
 
+def _read_mirrored(speech: Speech, start: int, stop: int) -> NDArray[np.float32]:
+    """Samples ``start..stop``; before its beginning and after its end the speech is mirrored.
+
+    Room noise that sets in with the first sample, or breaks off with the last, would sound like a puff of breath.
+    """
+    samples = speech.read(start, stop)
+    if start < 0:
+        samples[: min(0, stop) - start] = speech.read(-min(0, stop), -start)[::-1]
+    if stop > speech.samples:
+        first = max(start, speech.samples)
+        samples[first - start :] = speech.read(2 * speech.samples - stop, 2 * speech.samples - first)[::-1]
+    return samples
+
+
 class Listener:
     """Hears blocks of one speech.
 
@@ -114,7 +128,7 @@ class Listener:
         start, stop = first * HOP, (first + hops) * HOP
         level = level_db(self._speech, start, stop)
         # The taper of a spectrum is 400 samples around the middle of its 160.
-        samples = self._speech.read(start - 120, stop + 120)
+        samples = _read_mirrored(self._speech, start - 120, stop + 120)
         mels = (spectrum_db(samples) - level).reshape(hops, 2, MELS)
         window = samples[120:-120]
         if float(np.max(np.abs(window))) < 10.0 ** ((level - 50.0) / 20.0):

@@ -25,7 +25,8 @@ def _weights() -> dict[str, NDArray[np.float32]]:
         return {name: stored[name].astype(np.float32) for name in stored.files}
 
 
-def _features(heard: Heard) -> NDArray[np.float32]:
+def features(heard: Heard) -> NDArray[np.float32]:
+    """What the network looks at, ``[T, inputs]``: posteriors, their logarithms, and the spectra, all of size about one."""
     posteriors = heard.posteriors
     spectrum = np.clip(heard.mels / 20.0, -3.5, 1.0).reshape(len(posteriors), -1)
     return np.concatenate([posteriors, np.log(posteriors + 1e-4) / 9.2 + 1.0, spectrum], axis=1)
@@ -47,7 +48,7 @@ def _convolve(
 def see(heard: Heard) -> NDArray[np.float32]:
     """Probability of each viseme, ``[2 T, visemes]``, one row for every 10 ms of the ``T`` hops heard."""
     w = _weights()
-    x = (_features(heard) - w["mean"]) / w["deviation"]
+    x = (features(heard) - w["mean"]) / w["deviation"]
     x = np.maximum(x @ w["a.kernel"][0] + w["a.bias"], 0.0)
     for layer, dilation in _DILATIONS.items():
         x = x + np.maximum(_convolve(x, w[f"{layer}.kernel"], w[f"{layer}.bias"], dilation), 0.0)

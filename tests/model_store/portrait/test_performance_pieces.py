@@ -117,4 +117,5 @@ def test_memory_stays_flat_over_an_hour() -> None:
             held.append(tracemalloc.get_traced_memory()[0])
     finally:
         tracemalloc.stop()
-    assert held[-1] < 1.1 * held[1]
+    # An hour is 230 MB of samples and 5 MB of dials.
+    assert held[-1] - held[0] < 200_000
