@@ -25,9 +25,9 @@ def evaluate(
     plot: Annotated[Path | None, typer.Option(metavar="OUT.png", help="Also draw the evaluation.")] = None,
     json: Json = False,
 ) -> None:
-    """Measure VIDEO: lips against the words, likeness, head, blinks, motion, steadiness.
+    r"""Measure VIDEO: lips against the words, likeness, head, blinks, motion, steadiness.
 
-    Needs the extra "quality" (pip install 'infinite-talk[quality]'), whose 68-landmark model is for non-commercial use only.
+    Needs the extra "quality" (pip install 'infinite-talk\[quality]'), whose 68-landmark model is for non-commercial use only.
     """
     import json as encoder  # noqa: PLC0415 - the option has the name, and numpy and dlib load only when there is work
 

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from service.evaluate.measure import Measures
@@ -71,7 +72,7 @@ def rows(measures: Measures) -> list[Row]:
 
 def table(measures: Measures, title: str) -> Table:
     """The rows as a table for the terminal."""
-    grid = Table("measure", "value", "good", "", title=title, title_justify="left")
+    grid = Table("measure", "value", "good", "", title=escape(title), title_justify="left")
     for row in rows(measures):
         grid.add_row(row.name, row.value, row.good, MARKS[row.passed])
     return grid
