@@ -74,11 +74,16 @@ class PortraitEngine(Engine):
         on_progress(Progress("prepare", first, 1, 2))
         renderer = Renderer(scene)
         on_progress(Progress("prepare", first, 2, 2))
-        performer = Performer(request.speech, seed=request.seed, expressiveness=request.expressiveness)
+        index = first
+
+        def listening() -> None:
+            on_progress(Progress("listen", index, 0, 1))
+
+        performer = Performer(request.speech, seed=request.seed, expressiveness=request.expressiveness, tick=listening)
         for index in range(first, plan.chunks):
             start, stop = plan.span(index)
-            on_progress(Progress("listen", index, 0, stop - start))
             dials = performer.perform(start, stop)
+            on_progress(Progress("listen", index, 1, 1))
             frames = np.empty((stop - start, request.height, request.width, 3), np.uint8)
             for frame in range(stop - start):
                 frames[frame] = renderer.draw(dials, frame)
