@@ -17,6 +17,8 @@ _CLOSING, _CLOSED = 0.9, 0.8
 well above the true openness of shut eyes, and trembles by 2% on open ones."""
 _LONGEST_SECONDS = 0.7
 """Eyes shut longer than this are shut, not blinking."""
+_SHORTEST_OPEN = 3
+"""Frames for which eyes must be open between two blinks; the detector wavers where lids are quite shut."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,11 @@ def find_blinks(openness: Curve) -> list[Blink]:
     with np.errstate(invalid="ignore"):
         share = openness / level
         closing = np.concatenate([[False], share < _CLOSING, [False]])
-    edges = np.flatnonzero(np.diff(closing.astype(np.int8)))
+    edges = np.flatnonzero(np.diff(closing.astype(np.int8))).tolist()
+    for opened, shut in list(zip(edges[1::2], edges[2::2], strict=False)):
+        if shut - opened <= _SHORTEST_OPEN and np.isfinite(share[opened:shut]).all():
+            edges.remove(opened)
+            edges.remove(shut)
     return [
         Blink(int(start), int(stop), int(start + np.argmin(share[start:stop])))
         for start, stop in zip(edges[::2], edges[1::2], strict=True)

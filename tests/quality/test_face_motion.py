@@ -30,6 +30,11 @@ def test_blinks_are_counted_where_they_are() -> None:
     assert all(blink.start <= blink.deepest < blink.stop for blink in found)
 
 
+def test_a_waver_within_a_blink_does_not_make_two() -> None:
+    openness = openness_with_blinks(100, 107)
+    assert [(blink.start, blink.stop) for blink in find_blinks(openness)] == [(100, 112)]
+
+
 def test_narrowed_eyes_are_no_blinks() -> None:
     openness = openness_with_blinks(100)
     openness[250:] *= 0.7  # a smile that stays
