@@ -255,6 +255,14 @@ class Engine(ABC):
     version: ClassVar[int]
     """Raised whenever checkpoints of the previous code can no longer be continued exactly."""
 
+    def diagnose(self) -> str:
+        """What it runs on here, in a few words, found out without loading anything.
+
+        Raises:
+            InfiniteTalkError: it cannot run here; the message names the cure.
+        """
+        return f"version {self.version}"
+
     def load(self, on_progress: OnProgress = no_progress) -> None:
         """Bring weights into memory, so that the first ``stream`` starts at once. May be called again; optional."""
 

@@ -11,6 +11,7 @@ from model_store.errors import InfiniteTalkError
 
 BUILT_IN: Mapping[str, str] = {
     "portrait": "model_store.portrait.engine:PortraitEngine",
+    "infinitetalk": "model_store.infinitetalk.engine:InfiniteTalkEngine",
 }
 """Engine name -> ``module:class``, imported only when the engine is asked for (one of them needs torch)."""
 

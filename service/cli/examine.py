@@ -122,6 +122,7 @@ def _memory() -> int | None:
 def _engine(name: str) -> Finding:
     try:
         engine = create_engine(name)
+        detail = engine.diagnose()
     except InfiniteTalkError as error:
         return Finding("engine", name, False, error.message)
     except ImportError as error:
@@ -129,7 +130,7 @@ def _engine(name: str) -> Finding:
     except Exception as error:  # whatever an engine stumbles over is what the doctor is asked about
         return Finding("engine", name, False, f"{type(error).__name__}: {error}")
     engine.close()
-    return Finding("engine", name, True, f"version {engine.version}")
+    return Finding("engine", name, True, detail)
 
 
 def _codec(name: str, use: str) -> Finding:
