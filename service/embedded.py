@@ -35,6 +35,9 @@ SOON_SECONDS = 30.0
 WORKER_NICENESS = 5
 """The engine takes every core there is; the API shall still answer in milliseconds."""
 
+_SOURCES = Path(__file__).resolve().parents[1]
+"""Where parts run: modules are looked for there first, and the user's own folder may hold anything."""
+
 _SUPERVISED = "INFINITETALK_SUPERVISED"
 _PR_SET_PDEATHSIG = 1
 
@@ -64,7 +67,13 @@ def start_beside(settings: Settings) -> None:
     if not settings.embedded or os.environ.get(_SUPERVISED):
         return
     # The pipe stays open as long as this process lives, and its end tells the companions that it does not.
-    companion = subprocess.Popen([sys.executable, "-m", "service.embedded"], stdin=subprocess.PIPE, start_new_session=True)
+    companion = subprocess.Popen(
+        [sys.executable, "-m", "service.embedded"],
+        stdin=subprocess.PIPE,
+        env={**os.environ, "INFINITETALK_DATA_DIR": str(settings.data_dir)},
+        cwd=_SOURCES,
+        start_new_session=True,
+    )
     deadline = time.monotonic() + START_SECONDS
     while not _pings(settings):
         if companion.poll() is not None or time.monotonic() > deadline:
@@ -106,10 +115,8 @@ def _claimed(data_dir: Path) -> Iterator[None]:
 class _Part:
     """One process of the deployment, started again when it ends."""
 
-    def __init__(
-        self, name: str, command: list[str], env: dict[str, str], *, log: Path | None = None, cwd: Path | None = None
-    ) -> None:
-        self.name, self.command, self.env, self.log, self.cwd = name, command, env, log, cwd
+    def __init__(self, name: str, command: list[str], env: dict[str, str], *, log: Path | None = None) -> None:
+        self.name, self.command, self.env, self.log = name, command, env, log
         self.process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:
@@ -121,7 +128,7 @@ class _Part:
                 stdout=out,
                 stderr=out,
                 env=self.env,
-                cwd=self.cwd,
+                cwd=_SOURCES,
                 start_new_session=True,  # an interrupt at the terminal is for the supervisor, which stops parts in order
                 preexec_fn=_end_with_parent,
             )
@@ -171,8 +178,6 @@ class _Supervisor:
             "api",
             [sys.executable, "-m", "bentoml", "serve", "service.bento:InfiniteTalk", *address],
             {"BENTOML_DO_NOT_TRACK": "True", "BENTOML_HOME": str(settings.data_dir / "bentoml"), **env},
-            # Bento looks for modules in its working folder first, and the user's own may hold anything.
-            cwd=Path(__file__).resolve().parents[1],
         )
 
     async def run(self) -> None:

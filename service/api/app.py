@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request
@@ -33,7 +33,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(
         title="Infinite Talk",
-        version=version("infinite-talk"),
+        version=_version(),
         description=DESCRIPTION,
         lifespan=lifespan,
         separate_input_output_schemas=False,
@@ -45,6 +45,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/v1/{path:path}", _nowhere, methods=_METHODS, include_in_schema=False)
     app.openapi = lambda: _document(app)  # type: ignore[method-assign] # FastAPI's documented way to extend the document
     return app
+
+
+def _version() -> str:
+    try:
+        return version("infinite-talk")
+    except PackageNotFoundError:  # run from a Bento's sources, which are not installed
+        return "0"
 
 
 async def _nowhere(request: Request) -> None:

@@ -179,7 +179,6 @@ def test_a_server_that_is_gone_or_refuses_is_unavailable(seaweed: dict[str, str]
             lambda s=store: s.get("x"),
             lambda s=store: s.create("x", b"."),
             store.ping,
-            lambda s=store: s.put("x", b"."),
         ):
             with pytest.raises(StoreUnavailable):
                 call()
