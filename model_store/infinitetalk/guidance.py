@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from torch import Tensor
+from torch.linalg import vector_norm
 
 APG_MOMENTUM = -0.75
 APG_NORM = 55.0
@@ -85,7 +86,7 @@ class Guide:
         if kind in self._averages:
             difference = difference + APG_MOMENTUM * self._averages[kind]
         self._averages[kind] = difference
-        norm = difference.norm(dim=_FRAME, keepdim=True)
+        norm = vector_norm(difference, dim=_FRAME, keepdim=True)
         difference = difference * (APG_NORM / norm.clamp(min=1e-12)).clamp(max=1)
-        direction = full / full.norm(dim=_FRAME, keepdim=True).clamp(min=1e-12)
+        direction = full / vector_norm(full, dim=_FRAME, keepdim=True).clamp(min=1e-12)
         return difference - (difference * direction).sum(dim=_FRAME, keepdim=True) * direction

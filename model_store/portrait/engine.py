@@ -7,6 +7,7 @@ the seed. No frame depends on the one before, so a checkpoint needs no more than
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import ClassVar
 
 import numpy as np
@@ -30,6 +31,9 @@ from model_store.portrait.scene import prepare
 
 CHUNK_FRAMES = 72
 """Frames a chunk, the same as the production engine hands on: 2.88 s."""
+
+_LISTEN_POLL = 0.2
+"""Seconds between progress calls, and so chances to cancel, while speech is being listened to."""
 
 
 class PortraitEngine(Engine):
@@ -69,23 +73,24 @@ class PortraitEngine(Engine):
         first = checkpoint.next_chunk if checkpoint else 0
         if first >= plan.chunks:
             return
-        on_progress(Progress("prepare", first, 0, 2))
-        scene = prepare(request.reference, request.width, request.height)
-        on_progress(Progress("prepare", first, 1, 2))
-        renderer = Renderer(scene)
-        on_progress(Progress("prepare", first, 2, 2))
-        index = first
-
-        def listening() -> None:
-            on_progress(Progress("listen", index, 0, 1))
-
-        performer = Performer(request.speech, seed=request.seed, expressiveness=request.expressiveness, tick=listening)
-        for index in range(first, plan.chunks):
-            start, stop = plan.span(index)
-            dials = performer.perform(start, stop)
-            on_progress(Progress("listen", index, 1, 1))
-            frames = np.empty((stop - start, request.height, request.width, 3), np.uint8)
-            for frame in range(stop - start):
-                frames[frame] = renderer.draw(dials, frame)
-                on_progress(Progress("perform", index, frame + 1, stop - start))
-            yield Chunk(index, start, frames, Checkpoint(self.name, self.version, index + 1))
+        performer = Performer(request.speech, seed=request.seed, expressiveness=request.expressiveness)
+        # While one core draws a chunk, another listens ahead for the next.
+        with ThreadPoolExecutor(1, "listen") as listener:
+            heard = listener.submit(performer.perform, *plan.span(first))
+            on_progress(Progress("prepare", first, 0, 2))
+            scene = prepare(request.reference, request.width, request.height)
+            on_progress(Progress("prepare", first, 1, 2))
+            renderer = Renderer(scene)
+            on_progress(Progress("prepare", first, 2, 2))
+            for index in range(first, plan.chunks):
+                start, stop = plan.span(index)
+                while wait([heard], timeout=_LISTEN_POLL).not_done:
+                    on_progress(Progress("listen", index, 0, 1))
+                dials = heard.result()
+                if index + 1 < plan.chunks:
+                    heard = listener.submit(performer.perform, *plan.span(index + 1))
+                frames = np.empty((stop - start, request.height, request.width, 3), np.uint8)
+                for frame in range(stop - start):
+                    frames[frame] = renderer.draw(dials, frame)
+                    on_progress(Progress("perform", index, frame + 1, stop - start))
+                yield Chunk(index, start, frames, Checkpoint(self.name, self.version, index + 1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache
 
@@ -34,15 +33,13 @@ class Performer:
         speech: what is said.
         seed: 0 .. 2**32 - 1. Head, eyes and body follow from it; the lips do not.
         expressiveness: 0 (head, brows and body still, apart from breath and blinks) .. 1 (natural) .. 2 (theatrical).
-        tick: called before each piece of work, which takes about a third of a second at most; what it raises ends the work.
     """
 
-    def __init__(self, speech: Speech, *, seed: int, expressiveness: float, tick: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, speech: Speech, *, seed: int, expressiveness: float) -> None:
         self._listener = Listener(speech)
         self._voice = Voice(speech)
         self._chance = Chance(seed)
         self._expressiveness = float(expressiveness)
-        self._tick = tick
         self._heard = lru_cache(maxsize=2)(self._hear)
         self._block = lru_cache(maxsize=3)(self._perform_block)
 
@@ -61,7 +58,6 @@ class Performer:
         return Channels(**{f.name: np.concatenate([getattr(b, f.name) for b in blocks])[cut] for f in fields(Channels)})
 
     def _hear(self, window: int) -> NDArray[np.float32]:
-        self._tick()
         return see(self._listener.hear(window))
 
     def _visemes(self, window: int) -> NDArray[np.float32]:

@@ -10,6 +10,7 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.packet import Packet
+from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
@@ -80,13 +81,18 @@ def read_video_frames(path: Path) -> Iterator[Picture]:
         with av.open(f"file:{path.resolve()}", "r", options={"protocol_whitelist": "file"}) as container:
             container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(video=0):
-                space = frame.colorspace if frame.colorspace in Colorspace.__members__.values() else Colorspace.DEFAULT
-                pixels = frame.to_ndarray(format="rgb24", src_colorspace=space, dst_color_range=ColorRange.JPEG)
-                yield pixels.astype(np.uint8, copy=False)
+                yield frame_pixels(frame)
     except (av.FFmpegError, IndexError) as error:
         raise InfiniteTalkError(
             "video_damaged", f"{path.name!r} is not a video that can be decoded: make it again.", param="video"
         ) from error
+
+
+def frame_pixels(frame: VideoFrame) -> Picture:
+    """A decoded frame as RGB uint8 ``[H, W, 3]``, by its own colour tags."""
+    space = frame.colorspace if frame.colorspace in Colorspace.__members__.values() else Colorspace.DEFAULT
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=space, dst_color_range=ColorRange.JPEG)
+    return pixels.astype(np.uint8, copy=False)
 
 
 def _join(init: bytes, fragments: Iterable[bytes], track: SoundTrack, path: Path, title: str, comment: str) -> int:

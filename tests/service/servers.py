@@ -54,7 +54,7 @@ def free_ports(count: int) -> list[int]:
     return found
 
 
-def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.05) -> T:
+def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.2) -> T:
     """The first true answer of `condition`, which is asked again and again; an assertion error after `seconds`."""
     deadline = time.monotonic() + seconds
     while True:
@@ -309,7 +309,7 @@ class Client:
             assert video["status"] in ("queued", "in_progress", "completed"), video
             return video if video["chunks_done"] >= count else None
 
-        return eventually(enough, f"{video_id} has {count} chunks")
+        return eventually(enough, f"{video_id} has {count} chunks", pause=0.1)
 
     def content(self, video_id: str) -> bytes:
         answer = self.http.get(f"/v1/videos/{video_id}/content")
