@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 from model_store.engine import Picture
 from model_store.portrait.channels import Channels
-from model_store.portrait.geometry import Box, blurred, coverage, smoothstep
 from model_store.portrait.controls import GAP_OF_JAW, FaceControls, Targets
+from model_store.portrait.geometry import Box, blurred, coverage, smoothstep
 from model_store.portrait.matte import Plane
 from model_store.portrait.spline import Points
 

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from model_store.engine import Picture
 from model_store.portrait.body import BodyMotion
 from model_store.portrait.channels import Channels
+from model_store.portrait.controls import FaceControls, Targets
 from model_store.portrait.eyes import eyes
 from model_store.portrait.geometry import Box, Grid, coverage, smoothstep
-from model_store.portrait.controls import FaceControls, Targets
 from model_store.portrait.mouth import Mouth
 from model_store.portrait.scene import Scene
 from model_store.portrait.spline import Points, backward_warp

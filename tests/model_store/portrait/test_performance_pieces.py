@@ -86,6 +86,16 @@ def test_nothing_is_no_frames() -> None:
     assert len(Performer(speech("timed_rms"), seed=0, expressiveness=1.0).perform(5, 5)) == 0
 
 
+class _Endless:
+    """An hour of one voice over and over, made when it is read."""
+
+    samples = 3600 * 16000
+
+    def read(self, start: int, stop: int) -> NDArray[np.float32]:
+        voice = samples("timed_rms")
+        return np.where(np.arange(start, stop) >= 0, voice[np.arange(start, stop) % len(voice)], np.float32(0.0))
+
+
 def test_memory_stays_flat_over_an_hour() -> None:
     performer = Performer(_Endless(), seed=0, expressiveness=1.0)
     held = []
