@@ -22,7 +22,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -72,7 +72,7 @@ class EngineChild:
                 order = self._next.pop(0)
             try:
                 if order.kind == "load":
-                    self._ready(order.fields["engine"])
+                    self._ready(order.fields["engine"], {})
                     self._answer("loaded")
                 elif order.kind == "perform":
                     self._perform(order.fields, order.parts)
@@ -117,19 +117,19 @@ class EngineChild:
                 {"stage": progress.stage, "chunk": progress.chunk, "done": progress.done, "total": progress.total},
             )
 
-    def _ready(self, name: str) -> Engine:
+    def _ready(self, name: str, options: Mapping[str, str | int | float | bool]) -> Engine:
         if self._engine is None or self._engine.name != name:
             if self._engine is not None:
                 self._engine.close()
                 self._engine = None
             self._progress(Progress("load", 0, 0, 1))
             engine = create_engine(name)
-            engine.load(self._progress)
+            engine.load(self._progress, options)
             self._engine = engine
         return self._engine
 
     def _perform(self, order: dict[str, Any], parts: tuple[bytes, ...]) -> None:
-        engine = self._ready(order["engine"])
+        engine = self._ready(order["engine"], order["options"])
         self._answer("begin")
         self._progress(Progress("prepare", 0, 0, 1))
         picture = load_picture(Path(order["image"]))

@@ -174,6 +174,11 @@ class Queue:
         async with queue_errors():
             return bool(await self.redis.set(self._key("lease", video_id), holder, nx=True, px=self._lease_ms))
 
+    async def seize(self, video_id: str, holder: str) -> None:
+        """Take the lease from whoever holds it: a worker whose chunk has come to count is the one whose job it is."""
+        async with queue_errors():
+            await self.redis.set(self._key("lease", video_id), holder, px=self._lease_ms)
+
     async def renew(self, video_id: str, holder: str) -> bool:
         """Hold the lease longer; False if it is no longer this holder's."""
         async with queue_errors():

@@ -352,6 +352,8 @@ class Run:
         if not await _insisting(self.place.ledger.commit, self.job, commit):
             await _insisting(store.delete, fragment, sound, checkpoint)
             raise _LostError
+        with suppress(QueueUnavailable):
+            await self.place.queue.seize(self.job.id, self._token)
         if self._commits:
             await _insisting(store.delete, self._commits[-1].checkpoint)
         self._commits.append(commit)
