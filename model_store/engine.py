@@ -263,8 +263,13 @@ class Engine(ABC):
         """
         return f"version {self.version}"
 
-    def load(self, on_progress: OnProgress = no_progress) -> None:
-        """Bring weights into memory, so that the first ``stream`` starts at once. May be called again; optional."""
+    def load(self, on_progress: OnProgress = no_progress, options: Mapping[str, str | int | float | bool] | None = None) -> None:
+        """Bring weights into memory, so that the first ``stream`` starts at once. May be called again; optional.
+
+        Args:
+            on_progress: see :data:`OnProgress`.
+            options: of the request that comes first, for engines whose weights depend on them.
+        """
 
     @abstractmethod
     def plan(self, request: PerformanceRequest) -> Plan:

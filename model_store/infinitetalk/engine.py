@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
@@ -56,8 +56,8 @@ class InfiniteTalkEngine(Engine):
         module.gpu()
         return f"version {self.version}, variant {variant}"
 
-    def load(self, on_progress: OnProgress = no_progress) -> None:
-        self._ready(default_variant(), 0, on_progress)
+    def load(self, on_progress: OnProgress = no_progress, options: Mapping[str, str | int | float | bool] | None = None) -> None:
+        self._ready(read_options(options or {}, 1.0).variant.name, 0, on_progress)
 
     def plan(self, request: PerformanceRequest) -> Plan:
         read_options(request.options, request.expressiveness)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from json import loads
 from pathlib import Path
 from typing import Annotated
 
@@ -23,7 +24,13 @@ _EPILOG = (
 
 @app.command(epilog=_EPILOG)
 def animate(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="The picture: JPEG, PNG or WebP, one clear face.")],
+    photo: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PHOTO",
+            help="The picture: JPEG, PNG or WebP, one clear face. For the infinitetalk engine also a video to dub.",
+        ),
+    ],
     voice: Annotated[
         Path, typer.Argument(metavar="VOICE", help="The recording: WAV, MP3, FLAC, OGG or M4A, any rate and channels.")
     ],
@@ -31,6 +38,17 @@ def animate(
     engine: Annotated[
         str, typer.Option(metavar="NAME", help="What performs; `infinitetalk doctor` lists what can run here.")
     ] = "portrait",
+    variant: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of the infinitetalk engine: 4-step, 8-step, base, or tiny-random, whose picture is noise."
+        ),
+    ] = None,
+    prompt: Annotated[str, typer.Option(metavar="TEXT", help="What the scene is, for engines that read one.")] = "",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Another setting of the engine, such as steps=6; may be repeated."),
+    ] = None,
     resolution: Annotated[
         str, typer.Option(metavar="480p|720p|1080p", help="Length of the frame's short side; the photo's own aspect is kept.")
     ] = "720p",
@@ -67,9 +85,28 @@ def animate(
             start=start,
             seconds=seconds,
             max_seconds=max_seconds,
+            prompt=prompt,
+            options=_parse_options(variant, option or []),
         ),
         as_json=json,
     )
+
+
+def _parse_options(variant: str | None, pairs: list[str]) -> dict[str, str | int | float | bool]:
+    """Values are read as numbers, true or false where they look so, else as text; the engine judges them."""
+    options: dict[str, str | int | float | bool] = {} if variant is None else {"variant": variant}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise InfiniteTalkError(
+                "option_invalid", f"{pair!r} is no setting: write --option name=value, such as steps=6.", param="options"
+            )
+        try:
+            value = loads(text)
+        except ValueError:
+            value = text
+        options[name] = value if isinstance(value, str | int | float | bool) else text
+    return options
 
 
 def _parse_size(text: str) -> tuple[int, int]:

@@ -21,7 +21,7 @@ class Exit(IntEnum):
     USAGE = 2
     """The command line: an unknown option, a value out of range."""
     PICTURE = 3
-    """The picture cannot be used."""
+    """The picture, or the video to dub, cannot be used."""
     SPEECH = 4
     """The recording cannot be used."""
     OUTPUT = 5
@@ -34,7 +34,7 @@ class Exit(IntEnum):
     """SIGTERM or SIGHUP."""
 
 
-_BY_PARAM = {"image": Exit.PICTURE, "audio": Exit.SPEECH, "output": Exit.OUTPUT}
+_BY_PARAM = {"image": Exit.PICTURE, "video": Exit.PICTURE, "audio": Exit.SPEECH, "output": Exit.OUTPUT}
 
 
 class Stopped(BaseException):

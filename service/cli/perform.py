@@ -6,12 +6,13 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from model_store.engine import FPS, Chunk, Engine, PerformanceRequest, Plan, frame_size
+from model_store.engine import FPS, Chunk, Engine, PerformanceRequest, Picture, Plan, frame_size
 from model_store.errors import InfiniteTalkError
 from model_store.registry import create_engine
 from service.cli.progress import ProgressLine
@@ -19,6 +20,7 @@ from service.media.background import BackgroundEncoder
 from service.media.files import output_error, require_space, require_writable
 from service.media.fragments import ChunkEncoder
 from service.media.picture import load_picture
+from service.media.source import VideoSource, is_video
 from service.media.speech import open_speech
 from service.media.video import write_video
 
@@ -43,6 +45,8 @@ class Wish:
     start: float
     seconds: float | None
     max_seconds: float
+    prompt: str = ""
+    options: Mapping[str, str | int | float | bool] = field(default_factory=dict)
 
 
 def perform(wish: Wish, *, as_json: bool) -> None:
@@ -54,19 +58,29 @@ def perform(wish: Wish, *, as_json: bool) -> None:
     """
     began = time.monotonic()
     _check_output(wish)
-    picture = load_picture(wish.photo)
-    engine = _engine(wish.engine)
-    try:
-        with open_speech(wish.voice, max_seconds=wish.max_seconds, start=wish.start, seconds=wish.seconds) as speech:
-            height, width = picture.shape[:2]
-            width, height = wish.size or frame_size((width, height), wish.resolution)
-            request = PerformanceRequest(picture, speech, width, height, seed=wish.seed, expressiveness=wish.expressiveness)
-            plan = engine.plan(request)
-            require_space(wish.output.parent, _space(plan))
-            with Spool(wish.output) as spool, ProgressLine(plan, quiet=as_json) as progress:
-                frames = _run(engine, request, plan, spool, progress, wish)
-    finally:
-        engine.close()
+    with ExitStack() as stack:
+        reference = _reference(wish.photo, stack)
+        engine = _engine(wish.engine)
+        stack.callback(engine.close)
+        speech = stack.enter_context(
+            open_speech(wish.voice, max_seconds=wish.max_seconds, start=wish.start, seconds=wish.seconds)
+        )
+        height, width = (reference.frame_at(0) if isinstance(reference, VideoSource) else reference).shape[:2]
+        width, height = wish.size or frame_size((width, height), wish.resolution)
+        request = PerformanceRequest(
+            reference,
+            speech,
+            width,
+            height,
+            seed=wish.seed,
+            prompt=wish.prompt,
+            expressiveness=wish.expressiveness,
+            options=wish.options,
+        )
+        plan = engine.plan(request)
+        require_space(wish.output.parent, _space(plan))
+        with Spool(wish.output) as spool, ProgressLine(plan, quiet=as_json) as progress:
+            frames = _run(engine, request, plan, spool, progress, wish)
     elapsed = time.monotonic() - began
     result = {
         "status": "completed",
@@ -136,6 +150,11 @@ def _check_output(wish: Wish) -> None:
             )
 
 
+def _reference(path: Path, stack: ExitStack) -> Picture | VideoSource:
+    """The picture, or the video if the file is one by its content; the stack closes it."""
+    return stack.enter_context(VideoSource(path)) if is_video(path) else load_picture(path)
+
+
 def _engine(name: str) -> Engine:
     try:
         return create_engine(name)
@@ -159,7 +178,7 @@ def _run(engine: Engine, request: PerformanceRequest, plan: Plan, spool: Spool, 
         spool.add(fragment)
         progress.encoded(chunk)
 
-    engine.load(progress)
+    engine.load(progress, request.options)
     with BackgroundEncoder(encoder, deliver) as background:
         for chunk in engine.stream(request, on_progress=progress):
             background.put(chunk)
@@ -170,5 +189,9 @@ def _run(engine: Engine, request: PerformanceRequest, plan: Plan, spool: Spool, 
         wish.voice,
         wish.output,
         start=wish.start,
-        comment=f"Made with Infinite Talk ({engine.name}).",
+        comment=f"Made with Infinite Talk ({' '.join([engine.name, *_variant(wish)])}).",
     )
+
+
+def _variant(wish: Wish) -> list[str]:
+    return [str(wish.options["variant"])] if "variant" in wish.options else []

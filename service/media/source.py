@@ -32,6 +32,15 @@ _CURE = "use an MP4, MOV or WebM video that plays"
 _KINDS = {sniff.MP4, sniff.WEBM}
 
 
+def is_video(path: Path) -> bool:
+    """Whether a file is a video by its first bytes; False also for what cannot be read."""
+    try:
+        with files.open_regular(path) as file:
+            return sniff.sniff(file.read(sniff.HEAD_BYTES)) in _KINDS
+    except OSError:
+        return False
+
+
 class VideoSource:
     """A :class:`model_store.engine.FrameSource` over a file, of any frame rate, also a changing one.
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from model_store.engine import SAMPLES_PER_FRAME, Picture, Plan, PerformanceRequest
+from model_store.engine import SAMPLES_PER_FRAME, PerformanceRequest, Picture, Plan
 
 TINY = {"variant": "tiny-random", "steps": 1, "audio_guidance": 1}
 

@@ -55,10 +55,15 @@ def test_stopped_inside_a_chunk_and_resumed_warm_gives_the_same_bytes(
             raise _Stop
 
     checkpoint = None
-    with pytest.raises(_Stop):
+
+    def perform() -> None:
+        nonlocal checkpoint
         for chunk in engine.stream(request, on_progress=stop):
             got.append(contract.digest(chunk))
             checkpoint = Checkpoint.from_bytes(chunk.checkpoint.to_bytes())
+
+    with pytest.raises(_Stop):
+        perform()
     assert len(got) == int(3 * share)
     got += [contract.digest(chunk) for chunk in engine.stream(request, checkpoint)]
     assert got == digests
@@ -147,7 +152,7 @@ def test_without_a_gpu_the_error_names_the_cure(monkeypatch: pytest.MonkeyPatch)
         InfiniteTalkEngine().diagnose,
         InfiniteTalkEngine().load,
     ):
-        with pytest.raises(InfiniteTalkError, match="NVIDIA GPU.*tiny-random.*portrait") as raised:
+        with pytest.raises(InfiniteTalkError, match=r"NVIDIA GPU.*tiny-random.*portrait") as raised:
             act()
         assert raised.value.code == "gpu_missing"
 
