@@ -147,6 +147,8 @@ class Run:
             reason = watch.result()
             await self._halt(work)
             logger.info("%s: stopped, %s", self.job.id, reason.value)
+            if reason is _Reason.LOST:
+                await self._put_back_later()
             if reason is _Reason.OVERTIME:
                 message = (
                     f"The video took longer than the {self.job.max_run_seconds:g} s it was given: allow more, or ask for less."
@@ -199,6 +201,10 @@ class Run:
         with suppress(QueueUnavailable):  # reconcile will
             await self.place.queue.put_back(self.job, seconds)
 
+    async def _put_back_later(self) -> None:
+        # Two that meet may both stop, each having lost to the other; whoever looks again finds a lease, an outcome, or work.
+        await self._put_back(self.place.settings.lease_seconds)
+
     async def _clear_deleted(self) -> None:
         with suppress(StoreUnavailable):
             if await blocking(self.place.ledger.is_deleted, self.job.tenant, self.job.id):
@@ -242,6 +248,7 @@ class Run:
                     return await self._fail(Failure(code="data_missing", message=_DATA_MISSING))
             except _LostError:
                 logger.info("%s: stopped, %s", job.id, _Reason.LOST.value)
+                await self._put_back_later()
                 return None
 
     async def _fetch_inputs(self, workdir: Path) -> None:

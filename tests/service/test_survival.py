@@ -135,11 +135,11 @@ def test_two_workers_hold_one_job(s3_deployment: Deployment, s3_client: Client, 
         eventually(lambda: f"{video_id}: has begun" in second.text(), "the other worker takes over")
     finally:
         first.signal(signal.SIGCONT)
-    lost = f"{video_id}: stopped, another worker has it"  # whose next chunk comes second; usually, not always, the sleeper's
+    lost = f"{video_id}: stopped, another worker has it"
     eventually(lambda: lost in first.text() or lost in second.text(), "one of them stops", seconds=5)
     require_undisturbed(s3_deployment, s3_client, [video_id], undisturbed)
-    assert first.text().count(lost) + second.text().count(lost) == 1
-    assert len(objects(s3_deployment, video_id, "attempts/")) == 2
+    # Either stays, or, meeting in the same moment, both stop and one begins once more.
+    assert len(objects(s3_deployment, video_id, "attempts/")) in (2, 3)
 
 
 @pytest.mark.parametrize("stubborn", [False, True], ids=["engine-listens", "engine-does-not"])
