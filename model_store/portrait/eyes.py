@@ -66,6 +66,11 @@ class Eye:
         within = (np.abs(self._across) < 0.62) & (above < 0.2) & (below < 0.1)
         skin = fill(patch, ~within)
         skin = cv2.GaussianBlur(skin, (0, 0), max(0.8, 0.035 * self._width))
+        # Lashes and the socket's shadow surround the eye: a lid, which bulges into the light, is as bright as the skin beyond.
+        beyond = (np.abs(self._across) < 0.5) & (((above > 0.2) & (above < 0.45)) | ((below > 0.12) & (below < 0.4)))
+        if beyond.any():
+            light = np.percentile(patch[beyond], 65, axis=0) - np.median(skin[within], axis=0)
+            skin = np.clip(skin + 0.8 * np.maximum(light, 0), 0, 255)
         around = (above > 0.2) & (above < 0.5) & (np.abs(self._across) < 0.6)
         grain = float(np.std((patch - blurred(patch, 1.5))[around])) if around.any() else 1.0
         noise = blurred(np.random.default_rng(0).normal(0, 1, patch.shape[:2]).astype(np.float32), 0.5 * self._blur)
