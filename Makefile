@@ -27,8 +27,8 @@ quality: $(VENV)/.dev
 
 # The GPU's own Python where it has torch, else the virtual environment's.
 bench-gpu:
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) -m bench.gpu.model; \
-	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model; \
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) -m bench.gpu.model && $(PYTHON) -m bench.gpu.engine; \
+	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model && $(BIN)/python -m bench.gpu.engine; \
 	else echo 'bench-gpu skipped: no Python with torch: make PYTHON=... bench-gpu'; fi
 
 # Every kernel beside its peers on a GPU; without one, what the compiler makes of each for sm_80, sm_89 and sm_90.
@@ -38,7 +38,7 @@ bench-kernels:
 	else echo 'bench-kernels skipped: no Python with torch and triton: make PYTHON=... bench-kernels'; fi
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -q -n 2 --dist loadfile
 
 # What takes longer than a minute, such as compiling every kernel for every architecture.
 test-long:
