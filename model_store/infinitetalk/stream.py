@@ -143,7 +143,7 @@ class Loop:
         tell(0)
         reference = self._look(take.first)
         audio = self._hear(take.first)
-        given = models.vae.encode(reference.pixels.unsqueeze(1)) if motion is None else motion
+        given = models.vae.encode(reference.pixels.unsqueeze(1)) if motion is None else motion.to(reference.condition.device)
         shape = (given.shape[0], latent_frames(TAKE_FRAMES), *given.shape[2:])
 
         def predict(latent: Tensor, time: float, branch: Branch, kept: KeptBlocks | None, skip: bool) -> Tensor:
