@@ -161,7 +161,7 @@ def _clocks(models: Any) -> Iterator[dict[str, float]]:
     """Seconds by stage while the block runs; the device is waited for around each."""
     import torch  # noqa: PLC0415
 
-    from model_store.infinitetalk import stream  # noqa: PLC0415
+    from model_store.infinitetalk.colour import ColourCorrection  # noqa: PLC0415
 
     spent: dict[str, float] = defaultdict(float)
 
@@ -176,7 +176,7 @@ def _clocks(models: Any) -> Iterator[dict[str, float]]:
 
         return call
 
-    vae, transformer, correction = models.vae, models.transformer, stream.ColourCorrection
+    vae, transformer, correction = models.vae, models.transformer, ColourCorrection
     group, encode, forward, apply = vae._decode_group, vae.encode, transformer.forward, correction.apply
     vae._decode_group, vae.encode = timed("decoding", group), timed("encoding", encode)
     transformer.forward = timed("steps of the transformer", forward)
