@@ -11,7 +11,14 @@ from typing import ClassVar
 import numpy as np
 
 from model_store.engine import (
-    Checkpoint, Chunk, Engine, OnProgress, PerformanceRequest, Plan, Progress, no_progress,
+    Checkpoint,
+    Chunk,
+    Engine,
+    OnProgress,
+    PerformanceRequest,
+    Plan,
+    Progress,
+    no_progress,
 )  # fmt: skip
 from model_store.errors import InfiniteTalkError
 
@@ -19,7 +26,7 @@ CHUNK_FRAMES = 16
 
 
 class SteadyEngine(Engine):
-    """Options: ``frame_seconds`` (pace), ``crash_at`` (chunk at which the process dies), ``stubborn`` (ignores requests to stop)."""
+    """Options: ``frame_seconds`` (pace), ``crash_at`` (chunk at which the process dies), ``stubborn`` (ignores stops)."""
 
     name: ClassVar[str] = "steady"
     version: ClassVar[int] = 1
