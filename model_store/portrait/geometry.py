@@ -43,9 +43,10 @@ class Grid:
     Args:
         box: the pixels covered.
         step: distance between nodes, in pixels.
+        origin: the frame's pixel that sampling maps call (0, 0): the corner of the picture that is sampled.
     """
 
-    def __init__(self, box: Box, step: int) -> None:
+    def __init__(self, box: Box, step: int, origin: tuple[int, int] = (0, 0)) -> None:
         self.box = box
         left, top, right, bottom = box
         self._step = step
@@ -58,14 +59,15 @@ class Grid:
         """``[rows, columns, 2]`` positions as (x, y) in the frame's pixels."""
         x, y = np.arange(left, right, dtype=np.float32), np.arange(top, bottom, dtype=np.float32)
         self.pixels = np.stack(np.meshgrid(x, y), -1).astype(np.float32)
+        self._base = self.pixels - np.asarray(origin, np.float32)
 
     def index(self, positions: NDArray[np.floating]) -> NDArray[np.floating]:
         """Places of ``[..., 2]`` positions among the nodes, for sampling a field with ``cv2.remap``."""
         return (positions - self.nodes[0, 0]) / np.float32(self._step)
 
     def look(self, offsets: NDArray[np.floating]) -> NDArray[np.floating]:
-        """A sampling map ``[h, w, 2]`` in the frame's pixels from displacements ``[rows, columns, 2]`` at the nodes."""
+        """A sampling map ``[h, w, 2]`` from displacements ``[rows, columns, 2]`` at the nodes."""
         rows, columns = offsets.shape[:2]
         width, height = self._size
         full = cv2.resize(offsets, (columns * self._step, rows * self._step), interpolation=cv2.INTER_LINEAR)
-        return cv2.add(np.ascontiguousarray(full[:height, :width]), self.pixels)
+        return cv2.add(full[:height, :width], self._base)

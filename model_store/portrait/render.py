@@ -18,7 +18,7 @@ from model_store.portrait.spline import Points, backward_warp
 
 
 class Renderer:
-    """Frames of one scene. Each is drawn from the dials alone: no frame depends on another."""
+    """Frames of one scene. Each is drawn from the dials alone: no frame depends on another, several may be drawn at once."""
 
     def __init__(self, scene: Scene) -> None:
         height, width = scene.image.shape[:2]
@@ -29,8 +29,8 @@ class Renderer:
         self._face = _box(sources.min(0) - 0.25 * unit, sources.max(0) + 0.15 * unit, width, height)
         reach = (np.abs(controls.right) + np.abs(controls.down)) * 0.42 * unit
         self._mouth_box = _box(controls.centre - reach, controls.centre + reach, width, height)
-        self._face_warp = _Warp(self._face, unit, 26)
-        self._mouth_warp = _Warp(self._mouth_box, unit, 40)
+        self._face_warp = _Warp(self._face, unit, 22, self._face[:2])
+        self._mouth_warp = _Warp(self._mouth_box, unit, 32, self._face[:2])
         # Beyond the face's box nothing is bent; beyond the mouth's, one skin serves both lips.
         self._inside = self._face_warp.inside(0.12 * unit)
         self._mouth_share = self._mouth_warp.pixels_inside(0.08 * unit)
@@ -48,9 +48,10 @@ class Renderer:
     def draw(self, dials: Channels, frame: int) -> Picture:
         """Frame number ``frame`` of ``dials``, RGB uint8 ``[H, W, 3]``."""
         left, top, right, bottom = self._face
-        self._person[top:bottom, left:right] = self._express(dials, frame)
+        person = self._person.copy()
+        person[top:bottom, left:right] = self._express(dials, frame)
         look = self._body.backward(dials, frame)
-        moved = cv2.remap(self._person, look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        moved = cv2.remap(person, look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         picture = cv2.cvtColor(moved, cv2.COLOR_RGBA2RGB)
         # Only head and shoulders are cut out of the scene; below, the picture is one piece.
         cut = self._cut
@@ -71,14 +72,18 @@ class Renderer:
             eye.paint(photo[..., :3], (left, top), blink, gaze_x, gaze_y)
         targets = self._controls.targets(dials, frame)
         sources = self._controls.sources
-        upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True), self._inside) - (left, top)
-        face = cv2.remap(photo, upper_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-        lower_look = self._mouth_warp.look(_join(targets, upper=False), _join(sources, upper=False)) - (left, top)
-        lower = cv2.remap(photo, lower_look.astype(np.float32), None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+        upper_look = self._face_warp.look(_join(targets, upper=True), _join(sources, upper=True), self._inside)
+        face = cv2.remap(photo, upper_look, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        # Lips deserve the sharper, slower filter; the rest of the face hardly moves in the photo's own pose.
+        lower_look = self._mouth_warp.look(_join(targets, upper=False), _join(sources, upper=False))
         mouth_left, mouth_top, mouth_right, mouth_bottom = self._mouth_box
         inside = (slice(mouth_top - top, mouth_bottom - top), slice(mouth_left - left, mouth_right - left))
+        upper, lower = (
+            cv2.remap(photo, look, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+            for look in (upper_look[inside], lower_look)
+        )
         share = self._below(targets)
-        face[inside] = cv2.blendLinear(face[inside], lower, 1 - share, share)
+        face[inside] = cv2.blendLinear(upper, lower, 1 - share, share)
         self._mouth.paint(face[inside][..., :3], targets, dials, frame)
         return face
 
@@ -107,12 +112,12 @@ class Renderer:
 class _Warp:
     """Sampling maps over one box of the frame, bent by control points."""
 
-    def __init__(self, box: Box, unit: float, density: int) -> None:
+    def __init__(self, box: Box, unit: float, density: int, origin: tuple[int, int]) -> None:
         self._unit = unit
-        self._grid = Grid(box, max(3, round(unit / density)))
+        self._grid = Grid(box, max(3, round(unit / density)), origin)
 
     def look(self, targets: Points, sources: Points, hold: NDArray[np.floating] | None = None) -> NDArray[np.floating]:
-        """Sampling map ``[h, w, 2]`` in the frame's pixels that takes ``sources`` to ``targets``, where ``hold`` is not 0."""
+        """Sampling map ``[h, w, 2]`` that takes ``sources`` to ``targets``, where ``hold`` is not 0."""
         nodes = self._grid.nodes
         moved = backward_warp(targets, sources, nodes.reshape(-1, 2), unit=self._unit).reshape(nodes.shape)
         return self._grid.look(moved if hold is None else moved * hold)
