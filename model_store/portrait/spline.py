@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,4 +58,4 @@ def backward_warp(targets: Points, sources: Points, nodes: Points, *, unit: floa
 def _kernel(a: NDArray[_Real], b: NDArray[_Real]) -> NDArray[_Real]:
     squared = (a * a).sum(1)[:, None] + (b * b).sum(1)[None] - 2 * (a @ b.T)
     np.maximum(squared, 1e-12, out=squared)
-    return squared * np.log(squared)
+    return squared * cv2.log(squared)  # four times as fast as numpy's
