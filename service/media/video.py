@@ -21,7 +21,7 @@ from service.media.fragments import LEAD_FRAMES, TIMESCALE
 from service.media.sound import SoundEncoder, SoundTrack
 
 SYNTHETIC_NOTICE = (
-    "AI-generated (synthetic media): a still picture was animated to speak. "
+    "AI-generated (synthetic media): the people in this video were made to speak by software. "
     "Digital source type: http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 )
 """What every video says about itself, in its comment and description."""
