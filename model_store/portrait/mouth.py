@@ -47,10 +47,12 @@ class Mouth:
         self._image = image[top:bottom, left:right].astype(np.float32)
         self._sample_colours(image)
         own = self._own_teeth()
+        # The photo's own teeth stand in its light already.
+        self._teeth_in_shade = 0.84 if own.any() else 0.58
         # The painted teeth end where the photo's own do, else a little below the line of the closed lips.
         bared = float((controls.photo_inner_lower[5] - controls.centre) @ controls.down - rest_b[5]) / unit
         if own.any():
-            upper_rgb, upper_alpha = self._teeth(UPPER_TEETH, edge=max(0.014, bared), arc=-0.022, up=True, detail=0.25)
+            upper_rgb, upper_alpha = self._teeth(UPPER_TEETH, edge=max(0.014, bared), arc=-0.022, up=True, detail=0.1)
         else:
             upper_rgb, upper_alpha = self._teeth(UPPER_TEETH, edge=0.014, arc=-0.022, up=True)
         self._upper = self._with_own_teeth(upper_rgb, upper_alpha, own)
@@ -197,7 +199,8 @@ class Mouth:
         below_lip = blurred(np.roll(mask, round(0.016 * unit), axis=0), max(0.8, 0.01 * unit))
         colour *= (0.42 + 0.3 * sky + 0.28 * below_lip)[..., None]
         upper_rgb, upper_alpha = self._upper[0][part], self._upper[1][part][..., None]
-        colour += (upper_rgb * (0.58 + 0.22 * sky + 0.2 * below_lip)[..., None] - colour) * upper_alpha
+        lit_teeth = self._teeth_in_shade + (1 - self._teeth_in_shade) * (0.52 * sky + 0.48 * below_lip)
+        colour += (upper_rgb * lit_teeth[..., None] - colour) * upper_alpha
         return colour
 
 
