@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[3]
 EXAMPLES = ROOT / "examples"
 
 _SLOW = """
-import sys
+import signal, sys
 from pathlib import Path
+# A shell's background job, and the tests in it, are started deaf to SIGINT; a terminal's foreground job hears it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from model_store import registry
 from service.cli.main import main
 from tests.engines import PatternEngine
