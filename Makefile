@@ -44,7 +44,7 @@ test: check
 test-long:
 	$(BIN)/pytest -m slow
 
-check: $(VENV)/.dev
+check: $(VENV)/.dev $(VENV)/.policy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -75,6 +75,12 @@ $(VENV)/.dev: $(VENV)/.service requirements/dev.txt
 	$(INSTALL) requirements/dev.txt
 	@touch $@
 
+# The policy linter pins what others need newer, so it lives apart.
+$(VENV)/.policy: $(BIN)/python requirements/policy.txt
+	$(PYTHON) -m venv $(VENV)/policy
+	$(VENV)/policy/bin/python -m pip install -q --require-hashes -r requirements/policy.txt
+	@touch $@
+
 # Packages that only a CUDA build of torch needs; it brings its own.
 CUDA := cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti nvidia-cuda-nvrtc nvidia-cuda-runtime \
 	nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 \
@@ -87,3 +93,5 @@ lock: $(BIN)/python
 	$(COMPILE) --extra service -c requirements/base.txt -o requirements/service.txt
 	echo "$(TORCH)" | $(COMPILE) --all-extras -c requirements/service.txt -c - $(addprefix --no-emit-package ,torch $(CUDA)) \
 		-o requirements/dev.txt
+	echo "checkov==3.3.30" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
+		-o requirements/policy.txt
