@@ -28,6 +28,13 @@ def chunk(index: int, first: int, last: int) -> Chunk:
     return Chunk(index, first, flashes(first, last, MARKS), Checkpoint("test", 1, index + 1))
 
 
+@pytest.mark.parametrize("width", [192, 720])  # 12 and 45 macroblocks: no multiple of what vector code takes at once
+def test_the_same_frames_give_the_same_bytes(width: int) -> None:
+    patches = np.random.default_rng(0).integers(0, 256, (16, width // 8, 3), dtype=np.uint8)
+    frames = np.stack([np.roll(np.repeat(np.repeat(patches, 8, 0), 8, 1), (n, 2 * n), (0, 1)) for n in range(63)])
+    assert len({ChunkEncoder(width, 128).encode_chunk(frames, 0, 0) for _ in range(25)}) == 1
+
+
 def test_every_fragment_stands_alone_and_is_the_same_whenever_it_is_made() -> None:
     encoder = ChunkEncoder(clips.SIDE, clips.SIDE)
     fragments = [encoder.encode_chunk(flashes(first, last, MARKS), first, index) for index, first, last in spans(FRAMES)]
