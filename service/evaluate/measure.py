@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model_store.engine import FPS, SPEECH_RATE, Picture
 from model_store.errors import InfiniteTalkError
-from model_store.portrait.engine import CHUNK_FRAMES
+from model_store.portrait.engine import CHUNK_FRAMES, FIRST_CHUNK_FRAMES
 from service.evaluate.blinks import Blink, find_blinks
 from service.evaluate.colour import ColourMeter
 from service.evaluate.face_reader import FaceReader, Points
@@ -188,7 +188,7 @@ def _evaluation(watched: _Watched, level: Curve, timings: Timings | None) -> Eva
     seen = np.isfinite(opening)
     lag, correlation = sound_lag(opening, level)
     inside, outside = np.array(watched.motion.inside), np.array(watched.motion.outside)
-    joint_largest, joint_median = joint_ratios(np.array(watched.motion.change), CHUNK_FRAMES)
+    joint_largest, joint_median = joint_ratios(np.array(watched.motion.change), FIRST_CHUNK_FRAMES, CHUNK_FRAMES)
     face_drift, background_drift = watched.colours.drift()
     measures = Measures(
         frames=len(tracks),

@@ -80,17 +80,17 @@ def least_in_windows(values: Curve) -> float:
     return min(means, default=float("nan"))
 
 
-def joint_ratios(change: Curve, chunk_frames: int) -> tuple[float, float]:
+def joint_ratios(change: Curve, first_chunk_frames: int, chunk_frames: int) -> tuple[float, float]:
     """Frame differences where chunks meet, beside those elsewhere: the ratio of the largest, and of the medians.
 
     Args:
         change: differences of frames 1, 2, ... from the frame before, ``[T - 1]``.
-        chunk_frames: frames in a chunk.
+        first_chunk_frames, chunk_frames: frames in the first chunk, and in each after it.
 
     Returns:
         NaN twice when there is no joint; infinite where nothing else moves.
     """
-    joints = np.arange(chunk_frames, len(change) + 1, chunk_frames) - 1
+    joints = np.arange(first_chunk_frames, len(change) + 1, chunk_frames) - 1
     elsewhere = np.delete(change, joints)
     if not len(joints) or not len(elsewhere):
         return float("nan"), float("nan")

@@ -77,16 +77,16 @@ def test_least_of_the_windows() -> None:
 
 def test_jump_at_a_joint_shows() -> None:
     change = np.random.default_rng(0).uniform(1, 2, 287)
-    calm, _ = joint_ratios(change, 72)
+    calm, _ = joint_ratios(change, 24, 72)
     assert calm <= 1.0
-    change[143] = 6.0  # between frames 143 and 144, the second joint
-    jump, typical = joint_ratios(change, 72)
+    change[95] = 6.0  # between frames 95 and 96, the second joint
+    jump, typical = joint_ratios(change, 24, 72)
     assert jump > 3
     assert typical < 1.4
 
 
 def test_clip_of_one_chunk_has_no_joint() -> None:
-    assert np.isnan(joint_ratios(np.ones(71), 72)).all()
+    assert np.isnan(joint_ratios(np.ones(23), 24, 72)).all()
 
 
 SMALL_FACE = 0.4 * FACE

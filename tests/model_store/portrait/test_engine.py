@@ -28,7 +28,7 @@ def speech(frames: int) -> ArraySpeech:
 
 def test_the_contract() -> None:
     # It calls its listener several times a second; a busy test machine may hold it up.
-    request = PerformanceRequest(read(ASTRONAUT), speech(72 * 2 + 9), 160, 160, seed=3)
+    request = PerformanceRequest(read(ASTRONAUT), speech(24 + 72 + 9), 160, 160, seed=3)
     check_all(PortraitEngine, request, progress_seconds=6.0)
 
 
@@ -39,18 +39,18 @@ import hashlib, sys
 sys.path.insert(0, {str(Path(__file__).parents[3])!r})
 from tests.model_store.portrait.test_engine import *
 from model_store.engine import Checkpoint
-request = PerformanceRequest(read(LADY_AGNEW), speech(72 * 3), 200, 240, seed=5)
+request = PerformanceRequest(read(LADY_AGNEW), speech(24 + 72 * 2), 200, 240, seed=5)
 start = Checkpoint("portrait", PortraitEngine.version, 2)
 for chunk in PortraitEngine().stream(request, start): print(hashlib.sha256(chunk.frames.tobytes()).hexdigest())
 """
     other = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True)
-    request = PerformanceRequest(read(LADY_AGNEW), speech(72 * 3), 200, 240, seed=5)
+    request = PerformanceRequest(read(LADY_AGNEW), speech(24 + 72 * 2), 200, 240, seed=5)
     last = list(PortraitEngine().stream(request))[2]
     assert other.stdout.split() == [hashlib.sha256(last.frames.tobytes()).hexdigest()]
 
 
 def test_silence_keeps_the_mouth_still_and_the_person_alive() -> None:
-    request = PerformanceRequest(read(ASTRONAUT), ArraySpeech(np.zeros(72 * SAMPLES_PER_FRAME, np.float32)), 256, 256)
+    request = PerformanceRequest(read(ASTRONAUT), ArraySpeech(np.zeros(24 * SAMPLES_PER_FRAME, np.float32)), 256, 256)
     (chunk,) = PortraitEngine().stream(request)
     moving = np.abs(np.diff(chunk.frames.astype(np.int16), axis=0)).mean(axis=(1, 2, 3))
     assert (moving > 0).all(), "a frozen frame"
