@@ -16,6 +16,7 @@ from service.index import Index, Order
 from service.intake import Intake, VideoOptions
 from service.job import VIDEO_ID, Job, Live, Outcome
 from service.ledger import Ledger
+from service.metrics import JOBS_SUBMITTED
 from service.queue import Queue, QueueUnavailable
 from service.settings import Settings
 from service.uploads import Upload
@@ -52,6 +53,7 @@ class Jobs:
         submission = await asyncio.to_thread(self.intake.submit, tenant, request, image, audio, idempotency_key, source)
         job = submission.job
         if submission.created:
+            JOBS_SUBMITTED.labels(job.engine, job.job_class).inc()
             with suppress(QueueUnavailable):
                 await self.index.add(job)
                 await self.queue.add(job)

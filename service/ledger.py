@@ -20,6 +20,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from service.job import Attempt, Commit, Job, Outcome, PlanRecord, chunk_name, job_folder
+from service.metrics import FAILURES, JOBS_ENDED
 from service.storage import ObjectMissing, Store
 
 ORPHAN_SECONDS = 3600.0
@@ -87,6 +88,10 @@ class Ledger:
         """End a job; False if it has ended otherwise."""
         won = self.store.create(f"{job_folder(job.tenant, job.id)}outcome.json", outcome.to_bytes())
         self.close(job.tenant, job.id)
+        if won:
+            JOBS_ENDED.labels(job.engine, job.job_class, outcome.status).inc()
+            if outcome.error:
+                FAILURES.labels(job.engine, outcome.error.code).inc()
         return won
 
     def close(self, tenant: str, video_id: str) -> None:

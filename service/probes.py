@@ -1,4 +1,4 @@
-"""A worker's own small endpoint: alive, ready, metrics."""
+"""The small endpoint for operators that every process has on a port of its own: alive, ready, metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -15,13 +16,29 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from model_store.errors import InfiniteTalkError
-from service.settings import Settings
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an endpoint listens, and the environment variable that says so; port 0 is none."""
+
+    host: str
+    port: int
+    variable: str
 
 
 @asynccontextmanager
-async def serve_probes(settings: Settings, is_ready: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
-    """Answer ``/livez``, ``/readyz`` and ``/metrics`` on the worker's port; ``port_in_use`` when it is taken."""
-    if not settings.worker_port:
+async def serve_probes(
+    place: Place, is_ready: Callable[[], Awaitable[bool]], measure: Callable[[], Awaitable[None]]
+) -> AsyncIterator[None]:
+    """Answer ``/livez``, ``/readyz`` and ``/metrics``; ``port_in_use`` when the port is taken.
+
+    Args:
+        place: where.
+        is_ready: whether this process can do its work.
+        measure: brings the metrics up to date that are read when asked for; must neither fail nor take long.
+    """
+    if not place.port:
         yield
         return
 
@@ -33,10 +50,11 @@ async def serve_probes(settings: Settings, is_ready: Callable[[], Awaitable[bool
         return PlainTextResponse("ready\n" if ready else "not ready\n", 200 if ready else 503)
 
     async def metrics(_: Request) -> Response:
+        await measure()
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     app = Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
-    listener = listen(settings.worker_host, settings.worker_port, "INFINITETALK_WORKER_PORT")
+    listener = listen(place.host, place.port, place.variable)
     server = _Server(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1))
     task = asyncio.create_task(server.serve(sockets=[listener]))
     try:
@@ -49,7 +67,7 @@ async def serve_probes(settings: Settings, is_ready: Callable[[], Awaitable[bool
 
 class _Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
-        pass  # the worker's own handlers decide
+        pass  # the process has handlers of its own
 
 
 def listen(host: str, port: int, variable: str) -> socket.socket:

@@ -7,6 +7,7 @@ only the engines it has. All of it can be wiped: ``reconcile`` fills it again fr
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,7 @@ from redis.exceptions import RedisError
 
 from model_store.errors import InfiniteTalkError
 from service.job import Job, Live
+from service.metrics import QUEUE_JOBS, QUEUE_OLDEST_WAIT, QUEUE_UP
 from service.settings import JOB_CLASSES, JobClass, Settings
 
 CALL_SECONDS = 3.0
@@ -166,6 +168,32 @@ class Queue:
         """A worker has begun with it: it waits no longer."""
         async with queue_errors():
             await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+
+    async def measure(self) -> None:
+        """Bring the metrics of the queue up to date; a queue that does not answer has none."""
+        try:
+            async with queue_errors():
+                figures = {line: await self._figures(*line) for line in self.dockets}
+        except QueueUnavailable:
+            for gauge in (QUEUE_JOBS, QUEUE_OLDEST_WAIT):
+                gauge.clear()  # an old figure would pass for a true one
+            QUEUE_UP.set(0)
+            return
+        for line, (queued, running, oldest) in figures.items():
+            QUEUE_JOBS.labels(*line, "queued").set(queued)
+            QUEUE_JOBS.labels(*line, "running").set(running)
+            QUEUE_OLDEST_WAIT.labels(*line).set(oldest)
+        QUEUE_UP.set(1)
+
+    async def _figures(self, engine: str, job_class: JobClass) -> tuple[int, int, float]:
+        """Jobs queued, jobs running, and the longest wait in seconds."""
+        docket, waiting = self.dockets[engine, job_class], self._waiting(engine, job_class)
+        running = 0
+        if await self.redis.exists(docket.stream_key):
+            running = sum(int(group["pending"]) for group in await self.redis.xinfo_groups(docket.stream_key))
+        first = await self.redis.zrange(waiting, 0, 0, withscores=True)
+        oldest = max(0.0, time.time() - first[0][1]) if first else 0.0
+        return int(await self.redis.zcard(waiting)), running, oldest
 
     # Leases: who works at a job. They save work and decide nothing; the ledger's conditional creates decide.
 

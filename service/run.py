@@ -18,10 +18,20 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from model_store.engine import FPS
 from service.engine_process import EngineCrashedError, EngineProcess
 from service.events import ENDING_EVENTS, Events, EventType
 from service.job import Attempt, Commit, Failure, Job, Live, Outcome, PlanRecord, Stage, Usage, chunk_name, job_folder, new_token
 from service.ledger import Ledger
+from service.metrics import (
+    ATTEMPTS,
+    CHUNK_DURATION,
+    ENGINE_RESTARTS,
+    FIRST_FRAGMENT,
+    FRAMES,
+    REAL_TIME_FACTOR,
+    STAGE_DURATION,
+)
 from service.queue import Queue, QueueUnavailable
 from service.settings import Settings
 from service.storage import ObjectMissing, StoreUnavailable
@@ -118,6 +128,7 @@ class Run:
     _working_since: float | None = None
     _paced: tuple[float, int] | None = None
     _load_crashes: int = 0
+    _stage_since: float = field(default_factory=time.monotonic)
 
     async def perform(self) -> Outcome | None:
         """Work until there is nothing more to do here.
@@ -232,6 +243,7 @@ class Run:
                         return None  # handed back
                 return await self._join(workdir)
             except EngineCrashedError:
+                ENGINE_RESTARTS.labels(job.engine).inc()
                 self._working_since = None
                 if self._attempt is None:
                     self._load_crashes += 1
@@ -279,6 +291,7 @@ class Run:
                     return await self._fail(_crashed(self.place.settings.max_attempts))
                 self._working_since = time.monotonic()
                 logger.info("%s: has begun at chunk %d, attempt %d", job.id, self._attempt.chunk, self._attempt.number)
+                ATTEMPTS.labels(job.engine).inc()
                 await self._say("prepare", "video.in_progress")
             elif answer.kind == "progress":
                 await self._note(answer)
@@ -364,10 +377,20 @@ class Run:
         if self._commits:
             await _insisting(store.delete, self._commits[-1].checkpoint)
         self._commits.append(commit)
+        self._count(commit)
         self._usage = _sum(self._commits)
         self._working_since = time.monotonic()
         await self.place.engine.more()
         await self._say("perform", "video.chunk")
+
+    def _count(self, commit: Commit) -> None:
+        engine = self.job.engine
+        FRAMES.labels(engine).inc(commit.frames)
+        CHUNK_DURATION.labels(engine).observe(commit.seconds)
+        if commit.seconds > 0:
+            REAL_TIME_FACTOR.labels(engine).observe(commit.frames / FPS / commit.seconds)
+        if commit.index == 0:
+            FIRST_FRAGMENT.labels(engine, self.job.job_class).observe(max(0.0, time.time() - self.job.created_at))
 
     async def _hand_back(self) -> None:
         """Stop after a committed chunk and let the job wait for the next worker, with nothing counted against it."""
@@ -429,6 +452,7 @@ class Run:
     async def _end(self, outcome: Outcome) -> bool:
         if not await _insisting(self.place.ledger.finish, self.job, outcome):
             return False
+        STAGE_DURATION.labels(self.job.engine, self._live.stage).observe(time.monotonic() - self._stage_since)
         logger.info("%s: %s%s", self.job.id, outcome.status, f", {outcome.error.code}" if outcome.error else "")
         with suppress(QueueUnavailable):
             video = describe(self.job, plan=self._plan, live=self._live, outcome=outcome)
@@ -437,6 +461,10 @@ class Run:
 
     async def _say(self, stage: Stage, event: EventType | None = None, made: float = 0.0) -> None:
         """Note where the job stands, and tell those who listen. ``made`` is how many chunks the engine has made, in parts too."""
+        if stage != self._live.stage:
+            now = time.monotonic()
+            STAGE_DURATION.labels(self.job.engine, self._live.stage).observe(now - self._stage_since)
+            self._stage_since = now
         done = sum(commit.frames for commit in self._commits)
         total = self._plan.frames if self._plan else None
         # The engine is ahead of what has been committed; what has been shown is never taken back.

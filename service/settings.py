@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     allow_public: bool = Field(
         False, description="Listen on a public address although there are no keys: only behind a gateway that authenticates."
     )
+    metrics_host: str = Field("127.0.0.1", description="Address of the API's health and metrics endpoint.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of that endpoint, which is not for the public; 0 for none.")
     data_dir: Path = Field(
         default_factory=_default_data_dir, description="Where `infinitetalk serve` keeps its queue and, without S3, all objects."
     )

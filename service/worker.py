@@ -11,7 +11,6 @@ from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from docket import Worker as DocketWorker
-from prometheus_client import Counter
 
 from model_store.errors import InfiniteTalkError
 from service.engine_process import EngineCrashedError, EngineProcess
@@ -19,7 +18,7 @@ from service.events import Events
 from service.index import Index
 from service.job import Job
 from service.ledger import Ledger
-from service.probes import serve_probes
+from service.probes import Place, serve_probes
 from service.queue import Queue, QueueUnavailable
 from service.reconcile import Reconciler
 from service.run import EngineUnusableError, Run, Workplace
@@ -31,8 +30,6 @@ GATE_SECONDS = 0.1
 """How often an idle worker decides which classes of jobs it claims."""
 
 RECONNECT_SECONDS = 1.0
-
-JOBS = Counter("infinitetalk_jobs", "Jobs this worker ended, by how.", ["engine", "job_class", "status"])
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +65,8 @@ class Worker:
             EngineUnusableError: no engine process can be started here.
         """
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(serve_probes(self.settings, self.is_ready))
+            place = Place(self.settings.worker_host, self.settings.worker_port, "INFINITETALK_WORKER_PORT")
+            await stack.enter_async_context(serve_probes(place, self.is_ready, self.queue.measure))
             await stack.enter_async_context(self.queue)
             stack.push_async_callback(self.engine.kill)
             await self._warm_up()
@@ -153,9 +151,7 @@ class Worker:
             while not run.done():
                 with suppress(asyncio.CancelledError):
                     await asyncio.wait({run})
-            outcome = run.result()
-            if outcome:
-                JOBS.labels(job.engine, job.job_class, outcome.status).inc()
+            run.result()
         except EngineUnusableError as fault:
             self._fault = fault
             self.stop()

@@ -13,6 +13,7 @@ from starlette.routing import Match
 from service.api import errors, files, streams, videos
 from service.api.bodies import FORM_OVERHEAD_BYTES, BodyLimit
 from service.api.context import open_context
+from service.api.metrics import RequestMetrics
 from service.settings import Settings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -40,6 +41,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.add_middleware(BodyLimit, largest=settings.max_image_bytes + settings.max_audio_bytes + FORM_OVERHEAD_BYTES)
     errors.install(app)
+    app.add_middleware(RequestMetrics)  # added last: around everything else
     for module in (videos, streams, files):
         app.include_router(module.router)
     app.add_api_route("/v1/{path:path}", _nowhere, methods=_METHODS, include_in_schema=False)

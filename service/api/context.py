@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,6 +17,7 @@ from service.job import DEFAULT_TENANT
 from service.jobs import Jobs
 from service.ledger import Ledger
 from service.playlist import Playlists
+from service.probes import Place, serve_probes
 from service.queue import Queue
 from service.reconcile import Reconciler
 from service.settings import Settings
@@ -51,19 +52,23 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     store = open_store(settings)
     ledger = Ledger(store)
     uploads = Uploads(store, settings.retention_seconds, max(settings.max_image_bytes, settings.max_audio_bytes))
-    async with Queue(settings) as queue:
+    async with AsyncExitStack() as stack:
+        queue = await stack.enter_async_context(Queue(settings))
         index = Index(queue, ledger)
         jobs = Jobs(settings, ledger, Intake(settings, ledger, uploads), queue, index, Events(queue))
+        context = Context(
+            settings,
+            store,
+            jobs,
+            uploads,
+            Playlists(ledger, settings.presign_seconds),
+            asyncio.Semaphore(settings.max_event_streams),
+        )
+        place = Place(settings.metrics_host, settings.metrics_port, "INFINITETALK_METRICS_PORT")
+        await stack.enter_async_context(serve_probes(place, context.ready, queue.measure))
         reconciler = asyncio.create_task(Reconciler(settings, ledger, queue, index, uploads).run())
         try:
-            yield Context(
-                settings,
-                store,
-                jobs,
-                uploads,
-                Playlists(ledger, settings.presign_seconds),
-                asyncio.Semaphore(settings.max_event_streams),
-            )
+            yield context
         finally:
             reconciler.cancel()
             await asyncio.gather(reconciler, return_exceptions=True)

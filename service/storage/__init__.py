@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from service.settings import Settings
 from service.storage.local import LocalStore
+from service.storage.measured import measured
 from service.storage.store import Entry, ObjectMissing, Store, StoreUnavailable
 
 __all__ = ["Entry", "LocalStore", "ObjectMissing", "Store", "StoreUnavailable", "open_store"]
@@ -14,11 +15,13 @@ def open_store(settings: Settings) -> Store:
     if settings.s3_endpoint and settings.s3_access_key and settings.s3_secret_key:
         from service.storage.s3 import S3Store  # noqa: PLC0415 - its client takes long to import
 
-        return S3Store(
-            settings.s3_endpoint,
-            settings.s3_bucket,
-            access_key=settings.s3_access_key.get_secret_value(),
-            secret_key=settings.s3_secret_key.get_secret_value(),
-            region=settings.s3_region,
+        return measured(
+            S3Store(
+                settings.s3_endpoint,
+                settings.s3_bucket,
+                access_key=settings.s3_access_key.get_secret_value(),
+                secret_key=settings.s3_secret_key.get_secret_value(),
+                region=settings.s3_region,
+            )
         )
-    return LocalStore(settings.data_dir / "objects")
+    return measured(LocalStore(settings.data_dir / "objects"))

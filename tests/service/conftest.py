@@ -41,9 +41,10 @@ def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Deployment]:
     """An API and a worker on a folder, for tests that break nothing."""
-    (probes,) = servers.free_ports(1)
+    probes, metrics = servers.free_ports(2)
     settings = {
         "INFINITETALK_WORKER_PORT": str(probes),
+        "INFINITETALK_METRICS_PORT": str(metrics),
         "INFINITETALK_MAX_IMAGE_BYTES": "2000000",
         "INFINITETALK_MAX_AUDIO_BYTES": "8000000",
     }
