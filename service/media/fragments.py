@@ -38,14 +38,22 @@ _ENCODER = {
     "profile": "high",
     # A fixed number, since x264's bytes depend on it.
     "threads": "2",
-    # One keyframe a chunk, at its start, at a fixed quantiser; chroma is averaged over 2x2 pixels, and says so.
-    "x264-params": "keyint=infinite:scenecut=0:open-gop=0:chromaloc=1:zones=0,0,q=9",
+    # One keyframe a chunk, at its start; chroma is averaged over 2x2 pixels, and says so.
+    "x264-params": "keyint=infinite:scenecut=0:open-gop=0:chromaloc=1",
 }
 _CPU_AVX_512F = 13  # OpenCV's number for it (cv::CpuFeatures), which its Python module does not name
 if cv2.checkHardwareSupport(_CPU_AVX_512F):
     # x264's AVX-512 code for macroblock-tree reads past its rows: with widths that are no multiple of 256 the same frames gave
     # other bytes in up to one run of ten. Up to AVX2 it agrees with the plain C code.
     _ENCODER["x264-params"] += ":asm=MMX2,SSE2Fast,LZCNT,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2"
+
+_RISE = ((16, 11, 1.4), (10, 6, 2.0), (5, 1, 3.0))
+"""Frames before a chunk's end, first and last, and how many times the usual bits they get.
+
+x264 spends least on the frames that none refers to, the last ones, and the fresh keyframe after them pops. With these the
+largest difference at a joint falls from 1.23 levels to 0.90 (512x512, small face; 0.84 is the largest elsewhere), for a fifth
+more bytes.
+"""
 
 MOVFLAGS = "+empty_moov+default_base_moof+frag_custom+skip_trailer"
 """FFmpeg's flags for one fragment without trailer after an init segment."""
@@ -101,9 +109,13 @@ class ChunkEncoder:
 
     def _mux(self, sequence: int, frames: Frames | None) -> bytes:
         buffer = io.BytesIO()
-        options = {"movflags": MOVFLAGS, "fragment_index": str(sequence), "use_editlist": "0", "write_tmcd": "0"}
-        with av.open(buffer, "w", format="mp4", options=options) as container:
-            stream = container.add_stream("libx264", rate=FPS, options=_ENCODER)
+        muxer = {"movflags": MOVFLAGS, "fragment_index": str(sequence), "use_editlist": "0", "write_tmcd": "0"}
+        with av.open(buffer, "w", format="mp4", options=muxer) as container:
+            options = {
+                **_ENCODER,
+                "x264-params": f"{_ENCODER['x264-params']}:zones={_zones(0 if frames is None else len(frames))}",
+            }
+            stream = container.add_stream("libx264", rate=FPS, options=options)
             stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
             context = stream.codec_context
             context.time_base = _TIME_BASE
@@ -133,6 +145,12 @@ class ChunkEncoder:
             picture.pts, picture.time_base = time, _TIME_BASE
             yield from stream.encode(picture)
         yield from stream.encode(None)
+
+
+def _zones(frames: int) -> str:
+    """x264's zones for a chunk: its keyframe at a fixed quantiser, and the rise of quality towards its end."""
+    rise = [f"{frames - first},{frames - last},b={bits}" for first, last, bits in _RISE if first < frames]
+    return "/".join(["0,0,q=9", *rise])
 
 
 def at_decode_time(fragment: bytes, time: int) -> bytes:
