@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import mimetypes
 from contextlib import ExitStack
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +20,6 @@ from service.api.context import context_of
 from service.api.errors import status_of
 from service.api.loopback import LoopbackOnly
 from service.intake import VideoOptions
-from service.job import DEFAULT_TENANT
 from service.settings import load_settings
 from service.uploads import Upload
 
@@ -27,6 +28,12 @@ TIMEOUT_SECONDS = 120
 
 settings = load_settings()
 app = create_app(settings)
+
+
+class Unauthenticated(BentoMLException):
+    """No key, or a bad one; Bento tells its client no more than that."""
+
+    error_code = HTTPStatus.UNAUTHORIZED
 
 
 class Generate(VideoOptions):
@@ -58,20 +65,27 @@ class InfiniteTalk:
         return await context_of(app).ready()
 
     @bentoml.api(input_spec=Generate)  # type: ignore[untyped-decorator] # as BentoML ships it
-    async def generate(self, **fields: Any) -> dict[str, Any]:
+    async def generate(self, ctx: bentoml.Context, **fields: Any) -> dict[str, Any]:
         """Ask for a video; the answer is the video object, to be followed under /v1/videos."""
         files = [Path(fields.pop(name)) for name in ("image", "audio")]
         try:
+            context = context_of(app)
+            tenant = await asyncio.to_thread(context.doorman.tenant, ctx.request.headers.get("authorization"))
+            await context.quota.admit(tenant)
             request = VideoOptions.model_validate(fields)
             with ExitStack() as stack:
                 image, audio = (_upload(path, stack) for path in files)
-                video = await context_of(app).jobs.submit(DEFAULT_TENANT, request, image, audio)
+                video = await context.jobs.submit(tenant, request, image, audio)
         except InfiniteTalkError as error:
             raise _shaped(error) from None
         return video.model_dump(mode="json")
 
 
-cast(Any, InfiniteTalk).add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public)
+async def _guarded() -> bool:
+    return await asyncio.to_thread(context_of(app).doorman.guarded)
+
+
+cast(Any, InfiniteTalk).add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public, guarded=_guarded)
 
 
 def _upload(path: Path, stack: ExitStack) -> Upload:
@@ -82,5 +96,5 @@ def _upload(path: Path, stack: ExitStack) -> Upload:
 def _shaped(error: InfiniteTalkError) -> BentoMLException:
     """Bento's exception of the same status, with the code in front."""
     status = status_of(error.code)
-    kind = {404: NotFound, 429: ServiceUnavailable, 503: ServiceUnavailable}.get(status, InvalidArgument)
+    kind = {401: Unauthenticated, 404: NotFound, 429: ServiceUnavailable, 503: ServiceUnavailable}.get(status, InvalidArgument)
     return kind(f"{error.code}: {error.message}")

@@ -21,8 +21,10 @@ import httpx
 import redis
 
 from model_store.errors import InfiniteTalkError
+from service.keys import Keys
 from service.probes import listen
 from service.settings import Settings
+from service.storage import open_store
 
 START_SECONDS = 60.0
 STOP_SECONDS: dict[str, float] = {"api": 15.0, "worker": 60.0, "valkey": 10.0}
@@ -50,7 +52,10 @@ def serve(settings: Settings) -> None:
     Raises:
         InfiniteTalkError: ``address_public``, ``port_in_use``, ``data_dir_in_use``, ``valkey_missing``, ``start_failed``.
     """
-    settings.require_safe_address()
+    guarded = Keys(open_store(settings)).any()
+    settings.require_safe_address(guarded)
+    if not guarded and not settings.allow_public:
+        print("There are no keys: only this machine is served. `infinitetalk keys create NAME` makes one.", flush=True)
     listen(settings.host, settings.port, "INFINITETALK_PORT").close()
     with _claimed(settings.data_dir):
         asyncio.run(_Supervisor(settings, with_api=True).run())

@@ -16,6 +16,7 @@ from service.index import Index, Order
 from service.intake import Intake, VideoOptions
 from service.job import VIDEO_ID, Job, Live, Outcome
 from service.ledger import Ledger
+from service.limits import Quota
 from service.metrics import JOBS_SUBMITTED
 from service.queue import Queue, QueueUnavailable
 from service.settings import Settings
@@ -35,6 +36,7 @@ class Jobs:
     queue: Queue
     index: Index
     events: Events
+    quota: Quota
 
     async def submit(
         self,
@@ -50,6 +52,7 @@ class Jobs:
             self.ledger.job, tenant, self.ledger.video_id(tenant, idempotency_key)
         ):
             await self._require_room()
+            await self.quota.admit_job(tenant)
         submission = await asyncio.to_thread(self.intake.submit, tenant, request, image, audio, idempotency_key, source)
         job = submission.job
         if submission.created:

@@ -33,13 +33,16 @@ class Playlists:
     _seen: OrderedDict[str, list[Commit]] = field(default_factory=OrderedDict)
     _lock: Lock = field(default_factory=Lock)
 
-    def master(self, job: Job) -> str:
-        """What a player is given; addresses are relative to ``/v1/videos/{id}/``. ``stream_not_ready`` before the first chunk."""
+    def master(self, job: Job, query: str) -> str:
+        """What a player is given; addresses are relative to ``/v1/videos/{id}/`` and end with ``query``.
+
+        ``stream_not_ready`` before the first chunk.
+        """
         plan, commits = self._ready(job)
         bandwidth = max(8 * (commit.fragment_bytes + commit.sound_bytes) * FPS / commit.frames for commit in commits)
         return master_playlist(
-            "stream/video.m3u8",
-            "stream/sound.m3u8",
+            f"stream/video.m3u8{query}",
+            f"stream/sound.m3u8{query}",
             video_codec=plan.video_codec,
             sound_codec=plan.sound_codec,
             width=plan.width,
@@ -47,17 +50,17 @@ class Playlists:
             bandwidth=int(_HEADROOM * bandwidth),
         )
 
-    def media(self, job: Job, track: Track, cancelled: bool) -> str:
+    def media(self, job: Job, track: Track, cancelled: bool, query: str) -> str:
         """One track, with addresses relative to ``/v1/videos/{id}/stream/``, or links into the store."""
         plan, commits = self._ready(job)
         segments = [
             Segment(
-                self._link(commit.fragment if track == "video" else commit.sound) or f"{track}/{commit.index}.m4s",
+                self._link(commit.fragment if track == "video" else commit.sound) or f"{track}/{commit.index}.m4s{query}",
                 commit.frames / FPS if track == "video" else commit.sound_seconds,
             )
             for commit in commits
         ]
-        init = self._link(plan.video_init if track == "video" else plan.sound_init) or f"{track}/init.mp4"
+        init = self._link(plan.video_init if track == "video" else plan.sound_init) or f"{track}/init.mp4{query}"
         return media_playlist(init, segments, longest=plan.longest_seconds, ended=cancelled or len(commits) == plan.chunks)
 
     def key(self, job: Job, track: Track, index: int | None) -> str:

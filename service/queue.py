@@ -120,7 +120,7 @@ class Queue:
             if standing is None or standing.state is not ExecutionState.RUNNING:
                 return
             if await self.redis.exists(self._key("lease", job.id)):
-                await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+                await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
             else:
                 # A worker has claimed it, and nobody works at it: the worker has died, or is about to begin and will be told.
                 await docket.replace(TASK, datetime.now(UTC), job.id)(job.tenant, job.id)
@@ -136,14 +136,14 @@ class Queue:
         """Take a job out of the queue, and make whoever works at it look whether it has ended."""
         async with queue_errors():
             await self.redis.delete(self._key("lease", job.id))
-            await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+            await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
             if docket := self.dockets.get((job.engine, job.job_class)):
                 await docket.cancel(job.id)
 
     async def position(self, job: Job) -> int | None:
         """How many jobs are to be taken before this one; None if it does not wait."""
         async with queue_errors():
-            rank = await self.redis.zrank(self._waiting(job.engine, job.job_class), job.id)
+            rank = await self.redis.zrank(self._waiting(job.engine, job.job_class), _member(job))
             if rank is None:
                 return None
             ahead = 0 if job.job_class == "interactive" else await self.redis.zcard(self._waiting(job.engine, "interactive"))
@@ -153,6 +153,23 @@ class Queue:
         """How many jobs wait, of all engines and classes."""
         async with queue_errors():
             return sum([await self.redis.zcard(self._waiting(*line)) for line in self.dockets])
+
+    async def waiting_of(self, tenant: str) -> int:
+        """How many of a tenant's jobs wait, of all engines and classes."""
+        async with queue_errors():
+            return sum([(await self._waiting_tenants(*line)).count(tenant) for line in self.dockets])
+
+    async def count_made(self, tenant: str, seconds: float) -> None:
+        """Add to the seconds of video made for a tenant today."""
+        async with queue_errors():
+            key = self._made_key(tenant)
+            await self.redis.incrbyfloat(key, seconds)
+            await self.redis.expire(key, timedelta(days=2))
+
+    async def made_today(self, tenant: str) -> float:
+        """Seconds of video made for a tenant today (UTC), as far as is known."""
+        async with queue_errors():
+            return float(await self.redis.get(self._made_key(tenant)) or 0)
 
     async def unclaimed(self, engine: str, job_class: JobClass) -> int:
         """How many messages a docket holds that no worker has claimed."""
@@ -167,7 +184,43 @@ class Queue:
     async def started(self, job: Job) -> None:
         """A worker has begun with it: it waits no longer."""
         async with queue_errors():
-            await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+            now = time.time()
+            await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
+            await self.redis.zadd(self._key("running"), {_member(job): now})
+            await self.redis.hset(self._begun_key(job), job.tenant, repr(now))
+            await self.redis.expire(self._begun_key(job), timedelta(days=1))
+
+    async def stopped(self, job: Job) -> None:
+        """A worker works at it no longer, for whatever reason."""
+        async with queue_errors():
+            await self.redis.zrem(self._key("running"), _member(job))
+
+    async def waiting_tenants(self, job: Job) -> list[str]:
+        """Whose jobs wait in the queue that this one came from, once for each, the longest-waiting first."""
+        async with queue_errors():
+            return await self._waiting_tenants(job.engine, job.job_class)
+
+    async def running_tenants(self) -> list[str]:
+        """Whose jobs run, once for each; what a worker left behind when it died counts no longer than its lease."""
+        async with queue_errors():
+            started = await self.redis.zrange(self._key("running"), 0, -1, withscores=True)
+            members = [(member.decode(), since) for member, since in started]
+            leases = [self._key("lease", member.partition("/")[2]) for member, _ in members]
+            held = await self.redis.mget(leases) if leases else []
+            alive: list[str] = []
+            dead: list[str] = []
+            for (member, since), lease in zip(members, held, strict=True):
+                known = lease or time.time() - since < self.settings.lease_seconds
+                (alive if known else dead).append(member)
+            if dead:
+                await self.redis.zrem(self._key("running"), *dead)
+            return [member.partition("/")[0] for member in alive]
+
+    async def last_begun(self, job: Job) -> dict[str, float]:
+        """When a job of each tenant was last begun, of those that share this one's queue (seconds since 1970)."""
+        async with queue_errors():
+            found = await self.redis.hgetall(self._begun_key(job))
+            return {tenant.decode(): float(when) for tenant, when in found.items()}
 
     async def measure(self) -> None:
         """Bring the metrics of the queue up to date; a queue that does not answer has none."""
@@ -240,7 +293,7 @@ class Queue:
         async with queue_errors():
             await self.redis.delete(self._key("live", job.id), self.events_key(job.id))
             await self.redis.zrem(self.index_key(job.tenant), job.id)
-            await self.redis.zrem(self._waiting(job.engine, job.job_class), job.id)
+            await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
 
     # Names
 
@@ -259,6 +312,17 @@ class Queue:
     def _key(self, *parts: str) -> str:
         return ":".join((self._prefix, *parts))
 
+    async def _waiting_tenants(self, engine: str, job_class: JobClass) -> list[str]:
+        """Whose jobs wait, once for each job, the longest-waiting first."""
+        members = await self.redis.zrange(self._waiting(engine, job_class), 0, -1)
+        return [member.decode().partition("/")[0] for member in members]
+
+    def _begun_key(self, job: Job) -> str:
+        return self._key("begun", job.engine, job.job_class)
+
+    def _made_key(self, tenant: str) -> str:
+        return self._key("made", tenant, datetime.now(UTC).strftime("%Y-%m-%d"))
+
     def _waiting(self, engine: str, job_class: JobClass) -> str:
         return self._key("waiting", engine, job_class)
 
@@ -276,4 +340,9 @@ class Queue:
         return docket
 
     async def _waits(self, job: Job) -> None:
-        await self.redis.zadd(self._waiting(job.engine, job.job_class), {job.id: datetime.now(UTC).timestamp()}, nx=True)
+        await self.redis.zadd(self._waiting(job.engine, job.job_class), {_member(job): datetime.now(UTC).timestamp()}, nx=True)
+
+
+def _member(job: Job) -> str:
+    """A job among those that wait: its tenant is read from there, too."""
+    return f"{job.tenant}/{job.id}"

@@ -146,6 +146,8 @@ class Run:
             await self._clear_deleted()
             return None
         if self.place.stopping.is_set() or not await self._take_lease():
+            with suppress(QueueUnavailable):
+                await self.place.queue.stopped(self.job)
             await self._put_back(0.0 if self.place.stopping.is_set() else LEASE_TAKEN_SECONDS)
             return None
         workdir = Path(tempfile.mkdtemp(prefix="infinitetalk-"))
@@ -172,6 +174,7 @@ class Run:
             await asyncio.gather(watch, return_exceptions=True)
             shutil.rmtree(workdir, ignore_errors=True)
             with suppress(QueueUnavailable):
+                await self.place.queue.stopped(self.job)
                 await self.place.queue.release(self.job.id, self._token)
             await self._clear_deleted()
 
@@ -378,6 +381,8 @@ class Run:
             await _insisting(store.delete, self._commits[-1].checkpoint)
         self._commits.append(commit)
         self._count(commit)
+        with suppress(QueueUnavailable):
+            await self.place.queue.count_made(self.job.tenant, commit.frames / FPS)
         self._usage = _sum(self._commits)
         self._working_since = time.monotonic()
         await self.place.engine.more()

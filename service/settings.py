@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address the API listens on.")
     port: int = Field(3000, ge=1, le=65535, description="Port the API listens on.")
     allow_public: bool = Field(
-        False, description="Listen on a public address although there are no keys: only behind a gateway that authenticates."
+        False, description="Serve everyone although there are no keys: only behind a gateway that authenticates."
     )
     metrics_host: str = Field("127.0.0.1", description="Address of the API's health and metrics endpoint.")
     metrics_port: int = Field(0, ge=0, le=65535, description="Port of that endpoint, which is not for the public; 0 for none.")
@@ -65,6 +65,12 @@ class Settings(BaseSettings):
     max_audio_bytes: int = Field(500_000_000, ge=1, description="Largest speech recording, in bytes.")
     max_video_seconds: float = Field(14_400, gt=0, description="Longest video, in seconds.")
     max_queued_jobs: int = Field(1000, ge=1, description="Jobs that may wait; further ones are refused with 429.")
+    tenant_requests_per_second: int = Field(
+        0, ge=0, le=100_000, description="Requests one tenant may send in a second; 0 for no limit, here and below."
+    )
+    tenant_queued_jobs: int = Field(250, ge=0, description="Jobs of one tenant that may wait.")
+    tenant_running_jobs: int = Field(0, ge=0, description="Jobs of one tenant that may run at a time; others wait their turn.")
+    tenant_seconds_per_day: int = Field(0, ge=0, description="Seconds of video made for one tenant in a day (UTC).")
     max_wait_seconds: int = Field(60, ge=0, le=100, description="Upper bound of `Prefer: wait=N`, in seconds.")
     max_event_streams: int = Field(200, ge=1, description="Event streams one API process serves at a time.")
     max_run_seconds: float = Field(86_400, gt=0, description="Engine time a job may use, in seconds, unless it asks for less.")
@@ -127,13 +133,13 @@ class Settings(BaseSettings):
     def retention_seconds(self) -> float:
         return self.retention_hours * 3600
 
-    def require_safe_address(self) -> None:
+    def require_safe_address(self, guarded: bool) -> None:
         """Refuse to serve everyone as long as nobody has to show a key (``address_public``)."""
-        if not self.allow_public and not is_loopback(self.host):
+        if not guarded and not self.allow_public and not is_loopback(self.host):
             raise InfiniteTalkError(
                 "address_public",
-                f"INFINITETALK_HOST is {self.host}, and anybody who reaches it could use the service: serve on 127.0.0.1, "
-                "or set INFINITETALK_ALLOW_PUBLIC=true behind a gateway that authenticates.",
+                f"INFINITETALK_HOST is {self.host}, and anybody who reaches it could use the service: create a key "
+                "with `infinitetalk keys create`, serve on 127.0.0.1, or set INFINITETALK_ALLOW_PUBLIC=true behind a gateway.",
                 param="host",
             )
 

@@ -18,18 +18,23 @@ from service.events import Events
 from service.index import Index
 from service.job import Job
 from service.ledger import Ledger
+from service.limits import Quota
 from service.probes import Place, serve_probes
 from service.queue import Queue, QueueUnavailable
 from service.reconcile import Reconciler
 from service.run import EngineUnusableError, Run, Workplace
 from service.settings import JobClass, Settings
 from service.storage import StoreUnavailable, open_store
+from service.turns import Turns
 from service.uploads import Uploads
 
 GATE_SECONDS = 0.1
 """How often an idle worker decides which classes of jobs it claims."""
 
 RECONNECT_SECONDS = 1.0
+
+IDLE, SEARCHING = timedelta(milliseconds=250), timedelta(milliseconds=5)
+"""How often a worker looks for a message: while none may be there, and while it passes over those that are not in turn."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +53,8 @@ class Worker:
         self.uploads = Uploads(self.ledger.store, settings.retention_seconds, settings.max_audio_bytes)
         self.queue = Queue(settings, self.perform)
         self.index = Index(self.queue, self.ledger)
+        self.quota = Quota(settings, self.ledger.store, self.queue)
+        self.turns = Turns(self.queue, self.quota.running_jobs)
         self.engine = EngineProcess(settings.stall_seconds)
         self.stopping = asyncio.Event()
         self.place = Workplace(
@@ -80,6 +87,7 @@ class Worker:
                         concurrency=0,
                         redelivery_timeout=timedelta(seconds=self.settings.lease_seconds),
                         reconnection_delay=timedelta(seconds=RECONNECT_SECONDS),
+                        minimum_check_interval=IDLE,
                         schedule_automatic_tasks=False,
                     )
                     self._claimers[line] = await stack.enter_async_context(claimer)
@@ -144,6 +152,14 @@ class Worker:
             await self.queue.put_back(job)
             return
         self._current = job
+        with suppress(QueueUnavailable, StoreUnavailable):
+            out_of_turn = await self.turns.put_back_for(job)
+            if out_of_turn is not None:
+                self._current = None
+                self._look_every(SEARCHING)
+                await self.queue.put_back(job, out_of_turn)
+                return
+        self._look_every(IDLE)
         self._set_gates(open_for=())
         run = asyncio.ensure_future(Run(self.place, job).perform())
         try:
@@ -183,6 +199,10 @@ class Worker:
                     if self._current is None and not self.stopping.is_set():
                         self._set_gates(open_for=("interactive",) if waits else ("interactive", "batch"))
             await asyncio.sleep(GATE_SECONDS)
+
+    def _look_every(self, interval: timedelta) -> None:
+        for claimer in self._claimers.values():
+            claimer.minimum_check_interval = interval
 
     def _set_gates(self, open_for: tuple[JobClass, ...]) -> None:
         # A docket worker reads its concurrency on every pass; 0 lets it keep its leases and claim nothing.

@@ -8,14 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Header, Query, Request
 
 from service.events import Events
 from service.index import Index
 from service.intake import Intake
-from service.job import DEFAULT_TENANT
 from service.jobs import Jobs
+from service.keys import Doorman, Keys
 from service.ledger import Ledger
+from service.limits import Quota
 from service.playlist import Playlists
 from service.probes import Place, serve_probes
 from service.queue import Queue
@@ -35,6 +36,8 @@ class Context:
     uploads: Uploads
     playlists: Playlists
     streams: asyncio.Semaphore
+    doorman: Doorman
+    quota: Quota
 
     async def ready(self) -> bool:
         """Whether store and queue can be reached."""
@@ -55,7 +58,8 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(Queue(settings))
         index = Index(queue, ledger)
-        jobs = Jobs(settings, ledger, Intake(settings, ledger, uploads), queue, index, Events(queue))
+        quota = Quota(settings, store, queue)
+        jobs = Jobs(settings, ledger, Intake(settings, ledger, uploads), queue, index, Events(queue), quota)
         context = Context(
             settings,
             store,
@@ -63,6 +67,8 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
             uploads,
             Playlists(ledger, settings.presign_seconds),
             asyncio.Semaphore(settings.max_event_streams),
+            Doorman(Keys(store), settings.presign_seconds),
+            quota,
         )
         place = Place(settings.metrics_host, settings.metrics_port, "INFINITETALK_METRICS_PORT")
         await stack.enter_async_context(serve_probes(place, context.ready, queue.measure))
@@ -86,11 +92,33 @@ async def _context(request: Request) -> Context:
     return context_of(request.app)
 
 
-async def _tenant() -> str:
-    return DEFAULT_TENANT
+async def _tenant(
+    request: Request, authorization: Annotated[str | None, Header(description="`Bearer <key>`, where there are keys.")] = None
+) -> str:
+    service = context_of(request.app)
+    tenant = await asyncio.to_thread(service.doorman.tenant, authorization)
+    await service.quota.admit(tenant)
+    return tenant
+
+
+async def _viewer(
+    video_id: str,
+    request: Request,
+    authorization: Annotated[str | None, Header(description="`Bearer <key>`, where there are keys.")] = None,
+    token: Annotated[str | None, Query(max_length=256, description="From the video's links, instead of a key.")] = None,
+) -> str:
+    if token is None:
+        return await _tenant(request, authorization)
+    service = context_of(request.app)
+    tenant = await asyncio.to_thread(service.doorman.holder, token, video_id)
+    await service.quota.admit(tenant)
+    return tenant
 
 
 Service = Annotated[Context, Depends(_context)]
 
 Tenant = Annotated[str, Depends(_tenant)]
 """Who asks; everything a route touches is that tenant's."""
+
+Viewer = Annotated[str, Depends(_viewer)]
+"""Who asks to play or download a video: by key, or by a token for that one video."""

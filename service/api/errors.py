@@ -15,16 +15,22 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from model_store.errors import InfiniteTalkError
+from service.limits import seconds_to_midnight
 
 RETRY_AFTER_SECONDS = {
     "store_unavailable": 5,
     "queue_unavailable": 5,
     "queue_full": 60,
+    "rate_limited": 1,
+    "tenant_queue_full": 60,
     "too_many_streams": 10,
     "stream_not_ready": 1,
 }
 
 STATUS: Mapping[str, int] = {
+    "key_required": 401,
+    "key_invalid": 401,
+    "token_invalid": 401,
     "address_public": 403,
     "video_not_found": 404,
     "file_not_found": 404,
@@ -42,13 +48,16 @@ STATUS: Mapping[str, int] = {
     "audio_too_large": 413,
     "content_type_unsupported": 415,
     "queue_full": 429,
+    "rate_limited": 429,
+    "tenant_queue_full": 429,
+    "daily_limit_reached": 429,
     "store_unavailable": 503,
     "queue_unavailable": 503,
     "too_many_streams": 503,
 }
 """HTTP status by code; every other code is the request's fault: 400."""
 
-_KINDS = {404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
+_KINDS = {401: "authentication_error", 404: "not_found_error", 409: "conflict_error", 429: "rate_limit_error"}
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +86,11 @@ def error_response(code: str, message: str, param: str | None = None, status: in
     """An answer that says what is wrong."""
     status = status or status_of(code)
     kind = _KINDS.get(status, "server_error" if status >= 500 else "invalid_request_error")
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS[code])} if code in RETRY_AFTER_SECONDS else None
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS[code])} if code in RETRY_AFTER_SECONDS else {}
+    if code == "daily_limit_reached":
+        headers["Retry-After"] = str(seconds_to_midnight())
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     body = ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code))
     return JSONResponse(body.model_dump(), status, headers)
 

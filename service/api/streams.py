@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import PlainTextResponse, StreamingResponse
+from pydantic import BaseModel, Field
 
 from model_store.errors import InfiniteTalkError
-from service.api.context import Context, Service, Tenant
+from service.api.context import Context, Service, Tenant, Viewer
 from service.api.delivery import deliver
 from service.api.errors import RESPONSES
 from service.events import EVENT_ID
@@ -96,11 +97,32 @@ def _event(event_id: str, kind: str, data: str) -> str:
     return f"id: {event_id}\nevent: {kind}\ndata: {data}\n\n"
 
 
+class Links(BaseModel):
+    """Addresses of one video that need no key, below this service's own."""
+
+    object: Literal["video.links"] = "video.links"
+    stream: str = Field(description="HLS playlist, from the first chunk on.")
+    content: str = Field(description="The MP4, once the video has completed.")
+    thumbnail: str = Field(description="A JPEG of the first frame.")
+
+
+@router.post("/{video_id}/links", operation_id="create_video_links", summary="Links for players")
+async def create_video_links(video_id: str, service: Service, tenant: Tenant) -> Links:
+    """Addresses to hand to a browser: whoever has them can play this one video, for an hour or two."""
+    job = await service.jobs.find(tenant, video_id)
+    query, base = await _query(service, job), f"/v1/videos/{job.id}"
+    return Links(
+        stream=f"{base}/stream.m3u8{query}",
+        content=f"{base}/content{query}",
+        thumbnail=f"{base}/content{query}{'&' if query else '?'}variant=thumbnail",
+    )
+
+
 @router.get("/{video_id}/content", operation_id="download_video", summary="Download a video", response_class=Response)
 async def download_video(
     video_id: str,
     service: Service,
-    tenant: Tenant,
+    tenant: Viewer,
     variant: Annotated[Literal["video", "thumbnail"], Query(description="The MP4, or a JPEG of its first frame.")] = "video",
 ) -> Response:
     """Ranges are served; on S3 this is a redirect to a link that works for some time."""
@@ -120,24 +142,25 @@ async def download_video(
     summary="Play a video while it is made",
     response_class=PlainTextResponse,
 )
-async def stream_video(video_id: str, service: Service, tenant: Tenant) -> Response:
+async def stream_video(video_id: str, service: Service, tenant: Viewer) -> Response:
     """An HLS playlist, from the first chunk on; it grows until the video has ended."""
     job = await service.jobs.find(tenant, video_id)
-    return _playlist(await asyncio.to_thread(service.playlists.master, job))
+    return _playlist(await asyncio.to_thread(service.playlists.master, job, await _query(service, job)))
 
 
 @router.get("/{video_id}/stream/{track}.m3u8", operation_id="stream_track", summary="One track", response_class=PlainTextResponse)
-async def stream_track(video_id: str, track: Track, service: Service, tenant: Tenant) -> Response:
+async def stream_track(video_id: str, track: Track, service: Service, tenant: Viewer) -> Response:
     """The playlist of the picture or of the sound."""
     job = await service.jobs.find(tenant, video_id)
     outcome = await service.jobs.outcome(job)
-    return _playlist(await asyncio.to_thread(service.playlists.media, job, track, outcome is not None))
+    query = await _query(service, job)
+    return _playlist(await asyncio.to_thread(service.playlists.media, job, track, outcome is not None, query))
 
 
 @router.get(
     "/{video_id}/stream/{track}/init.mp4", operation_id="stream_init", summary="A track's beginning", response_class=Response
 )
-async def stream_init(video_id: str, track: Track, service: Service, tenant: Tenant) -> Response:
+async def stream_init(video_id: str, track: Track, service: Service, tenant: Viewer) -> Response:
     """What a player reads before any segment."""
     job = await service.jobs.find(tenant, video_id)
     key = await asyncio.to_thread(service.playlists.key, job, track, None)
@@ -147,11 +170,17 @@ async def stream_init(video_id: str, track: Track, service: Service, tenant: Ten
 @router.get(
     "/{video_id}/stream/{track}/{index}.m4s", operation_id="stream_segment", summary="One segment", response_class=Response
 )
-async def stream_segment(video_id: str, track: Track, index: int, service: Service, tenant: Tenant) -> Response:
+async def stream_segment(video_id: str, track: Track, index: int, service: Service, tenant: Viewer) -> Response:
     """One chunk of a track."""
     job = await service.jobs.find(tenant, video_id)
     key = await asyncio.to_thread(service.playlists.key, job, track, index)
     return await deliver(service, key, f"{'video' if track == 'video' else 'audio'}/mp4")
+
+
+async def _query(service: Context, job: Job) -> str:
+    """What addresses in playlists end with: players fetch them without a key."""
+    token = await asyncio.to_thread(service.doorman.token, job.tenant, job.id)
+    return f"?token={token}" if token else ""
 
 
 def _playlist(text: str) -> Response:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import FrameType
 
 from model_store.errors import InfiniteTalkError
-from service.cli import animate, doctor, evaluate, models, serve  # noqa: F401 - each joins the app; a new subcommand is one more name here
+from service.cli import animate, doctor, evaluate, keys, models, serve  # noqa: F401 - each joins the app; a new subcommand is one more name here
 from service.cli.app import app
 from service.cli.exits import Exit, Stopped, exit_code, say_error, unexpected
 

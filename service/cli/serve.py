@@ -15,7 +15,7 @@ _NEEDED = ("bentoml", "docket", "pydantic_settings", "minio")
 @app.command()
 def serve() -> None:
     """Serve the API on this machine, with a worker and, unless INFINITETALK_REDIS_URL names one, a queue of its own."""
-    _require_service()
+    require_service()
     from service import embedded  # noqa: PLC0415 - the command line starts without the service's dependencies
     from service.settings import load_settings  # noqa: PLC0415
 
@@ -25,7 +25,7 @@ def serve() -> None:
 @app.command()
 def worker() -> None:
     """Perform jobs from the shared queue, or from that of an `infinitetalk serve` on this machine, until SIGTERM."""
-    _require_service()
+    require_service()
     from service.run import EngineUnusableError  # noqa: PLC0415
     from service.settings import load_settings  # noqa: PLC0415
     from service.worker import work  # noqa: PLC0415
@@ -36,7 +36,8 @@ def worker() -> None:
         raise InfiniteTalkError("engine_unusable", f"{error}; its own messages are above: install what it misses.") from None
 
 
-def _require_service() -> None:
+def require_service() -> None:
+    """Set up what every command of the service shares; ``service_not_installed`` if its parts are missing."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
         raise InfiniteTalkError(

@@ -18,6 +18,7 @@ from service.intake import Intake, VideoRequest
 from service.job import DEFAULT_TENANT, Job, Outcome
 from service.jobs import Jobs
 from service.ledger import Ledger
+from service.limits import Quota
 from service.queue import Queue
 from service.reconcile import Reconciler
 from service.settings import Settings
@@ -54,7 +55,8 @@ class House:
         self.queue = queue
         self.index = Index(queue, self.ledger)
         self.intake = Intake(settings, self.ledger, self.uploads)
-        self.jobs = Jobs(settings, self.ledger, self.intake, queue, self.index, Events(queue))
+        quota = Quota(settings, self.store, queue)
+        self.jobs = Jobs(settings, self.ledger, self.intake, queue, self.index, Events(queue), quota)
         self.reconciler = Reconciler(settings, self.ledger, queue, self.index, self.uploads)
 
     def submit(self, picture: Path, speech: Path) -> Job:
