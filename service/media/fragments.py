@@ -31,8 +31,7 @@ TIMESCALE = 12_800
 _ENCODER = {
     # veryfast at crf 18: on a moving 720p portrait 45.2 dB (luma) at 0.9 Mb/s for 11 ms of one core a frame; superfast needs
     # 8 ms but 1.5 Mb/s for the same 45.4 dB, faster and medium more than twice the time for under 0.6 dB. Two steps finer
-    # than that, and each keyframe finer still: pictures fade a little between keyframes, and the fresh one must not pop
-    # (difference at joints, 512x512, small face: 1.3 levels instead of 2.0, for twice the bytes).
+    # than that, and each keyframe finer still: pictures fade a little between keyframes, and the fresh one must not pop.
     "preset": "veryfast",
     "crf": "16",
     "profile": "high",
@@ -47,12 +46,12 @@ if cv2.checkHardwareSupport(_CPU_AVX_512F):
     # other bytes in up to one run of ten. Up to AVX2 it agrees with the plain C code.
     _ENCODER["x264-params"] += ":asm=MMX2,SSE2Fast,LZCNT,SSSE3,SSE4.2,AVX,FMA3,BMI1,BMI2,AVX2"
 
-_RISE = ((16, 11, 1.4), (10, 6, 2.0), (5, 1, 3.0))
+_RISE = ((20, 14, 1.5), (13, 8, 2.2), (7, 1, 4.0))
 """Frames before a chunk's end, first and last, and how many times the usual bits they get.
 
 x264 spends least on the frames that none refers to, the last ones, and the fresh keyframe after them pops. With these the
-largest difference at a joint falls from 1.23 levels to 0.90 (512x512, small face; 0.84 is the largest elsewhere), for a fifth
-more bytes.
+largest difference at a joint falls from 1.23 levels to 0.76 (512x512, small face; 0.84 is the largest elsewhere), for half as
+many bytes again.
 """
 
 MOVFLAGS = "+empty_moov+default_base_moof+frag_custom+skip_trailer"
@@ -150,7 +149,7 @@ class ChunkEncoder:
 def _zones(frames: int) -> str:
     """x264's zones for a chunk: its keyframe at a fixed quantiser, and the rise of quality towards its end."""
     rise = [f"{frames - first},{frames - last},b={bits}" for first, last, bits in _RISE if first < frames]
-    return "/".join(["0,0,q=9", *rise])
+    return "/".join(["0,0,q=6", *rise])
 
 
 def at_decode_time(fragment: bytes, time: int) -> bytes:
