@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from model_store.engine import MAX_SIDE, MIN_SIDE
 from model_store.errors import InfiniteTalkError
+from service.addresses import LONGEST_URL, require_url
 from service.job import Input, Job, job_folder
 from service.ledger import Ledger
 from service.media import sniff
@@ -66,6 +67,7 @@ class VideoOptions(BaseModel):
     metadata: Annotated[dict[Name, Text] | None, BeforeValidator(_parse_json)] = Field(
         None, max_length=16, description="Your own notes, given back with the video; as JSON text in a form."
     )
+    webhook_url: str | None = Field(None, max_length=LONGEST_URL, description="Called, signed, when the video has ended.")
     job_class: JobClass | None = Field(None, description="`batch` runs when nothing interactive waits.")
     start_within_seconds: float | None = Field(None, gt=0, description="Give up if nobody has begun by then.")
     max_run_seconds: float | None = Field(None, gt=0, description="Give up after this much engine time.")
@@ -186,6 +188,8 @@ class Intake:
                 "size and resolution or aspect_ratio are given: keep one way of choosing the frame.",
                 param="size",
             )
+        if request.webhook_url is not None:
+            require_url(request.webhook_url, self.settings.webhook_allow_private)
         _size(request.size)
         _aspect(request.aspect_ratio)
         if request.seconds is not None and request.seconds > self.settings.max_video_seconds:
@@ -236,6 +240,7 @@ class Intake:
             image=image,
             audio=audio,
             start_before=now + request.start_within_seconds if request.start_within_seconds else None,
+            webhook_url=request.webhook_url,
             remixed_from=source.id if source else None,
             **chosen,
         )

@@ -84,6 +84,7 @@ class Job(_Record):
     seconds: float | None = None
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     metadata: dict[str, str] = Field(default_factory=dict)
+    webhook_url: str | None = None
     start_before: float | None = None
     max_run_seconds: float
     remixed_from: str | None = None

@@ -19,6 +19,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from service.intentions import intend
 from service.job import Attempt, Commit, Job, Outcome, PlanRecord, chunk_name, job_folder
 from service.metrics import FAILURES, JOBS_ENDED
 from service.storage import ObjectMissing, Store
@@ -86,6 +87,7 @@ class Ledger:
 
     def finish(self, job: Job, outcome: Outcome) -> bool:
         """End a job; False if it has ended otherwise."""
+        intend(self.store, job)
         won = self.store.create(f"{job_folder(job.tenant, job.id)}outcome.json", outcome.to_bytes())
         self.close(job.tenant, job.id)
         if won:

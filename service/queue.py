@@ -275,6 +275,14 @@ class Queue:
         async with queue_errors():
             return bool(await self.redis.exists(self._key("lease", video_id)))
 
+    async def hold(self, name: str, holder: str, seconds: float) -> bool:
+        """Take or keep the lock of that name, for work that one process at a time should do; False if another has it."""
+        async with queue_errors():
+            key = self._key("lock", name)
+            if await self.redis.set(key, holder, nx=True, px=int(seconds * 1000)):
+                return True
+            return bool(await self.redis.eval(_RENEW, 1, key, holder, int(seconds * 1000)))
+
     # What running jobs say of themselves
 
     async def say(self, video_id: str, live: Live) -> None:

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     tenant_running_jobs: int = Field(0, ge=0, description="Jobs of one tenant that may run at a time; others wait their turn.")
     tenant_seconds_per_day: int = Field(0, ge=0, description="Seconds of video made for one tenant in a day (UTC).")
     max_wait_seconds: int = Field(60, ge=0, le=100, description="Upper bound of `Prefer: wait=N`, in seconds.")
+    webhook_allow_private: bool = Field(
+        False, description="Call webhooks on private networks and over plain HTTP too; every tenant can then reach those."
+    )
     max_event_streams: int = Field(200, ge=1, description="Event streams one API process serves at a time.")
     max_run_seconds: float = Field(86_400, gt=0, description="Engine time a job may use, in seconds, unless it asks for less.")
     retention_hours: float = Field(168, gt=0, description="Jobs and files are deleted this long after their creation, in hours.")

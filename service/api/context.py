@@ -24,6 +24,7 @@ from service.reconcile import Reconciler
 from service.settings import Settings
 from service.storage import Store, open_store
 from service.uploads import Uploads
+from service.webhooks import Deliverer
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,16 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
         )
         place = Place(settings.metrics_host, settings.metrics_port, "INFINITETALK_METRICS_PORT")
         await stack.enter_async_context(serve_probes(place, context.ready, queue.measure))
-        reconciler = asyncio.create_task(Reconciler(settings, ledger, queue, index, uploads).run())
+        tasks = [
+            asyncio.create_task(Reconciler(settings, ledger, queue, index, uploads).run()),
+            asyncio.create_task(Deliverer(ledger, queue, settings.webhook_allow_private).run()),
+        ]
         try:
             yield context
         finally:
-            reconciler.cancel()
-            await asyncio.gather(reconciler, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def context_of(app: FastAPI) -> Context:

@@ -87,6 +87,20 @@ def limit(
         print(f"{name:<20} {value or 'no limit'}")
 
 
+@keys.command("webhook-secret")
+def webhook_secret(
+    tenant: Tenant,
+    rotate: Annotated[bool, typer.Option("--rotate", help="Make a new one; the old one signs beside it for a day.")] = False,
+    json: Json = False,
+) -> None:
+    """Show what a tenant's webhooks are signed with."""
+    store = _keys().store
+    from service.webhooks import signing_secrets  # noqa: PLC0415 - as below
+
+    secret = signing_secrets(store, tenant, rotate=rotate).current
+    print(json_module.dumps({"tenant": tenant, "secret": secret}) if json else secret)
+
+
 def _keys() -> Keys:
     require_service()
     from service.keys import Keys  # noqa: PLC0415 - the command line starts without the service's dependencies
