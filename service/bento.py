@@ -19,6 +19,7 @@ from service.api.app import create_app
 from service.api.context import context_of
 from service.api.errors import status_of
 from service.api.loopback import LoopbackOnly
+from service.api.paths import PrintablePaths
 from service.intake import VideoOptions
 from service.settings import load_settings
 from service.uploads import Upload
@@ -85,6 +86,7 @@ async def _guarded() -> bool:
     return await asyncio.to_thread(context_of(app).doorman.guarded)
 
 
+cast(Any, InfiniteTalk).add_asgi_middleware(PrintablePaths)
 cast(Any, InfiniteTalk).add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public, guarded=_guarded)
 
 

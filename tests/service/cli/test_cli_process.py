@@ -21,8 +21,9 @@ EXAMPLES = ROOT / "examples"
 _SLOW = """
 import signal, sys
 from pathlib import Path
-# A shell's background job, and the tests in it, are started deaf to SIGINT; a terminal's foreground job hears it.
+# Background jobs are started deaf to SIGINT, and what nohup starts to SIGHUP; a terminal's foreground job hears both.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 from model_store import registry
 from service.cli.main import main
 from tests.engines import PatternEngine
