@@ -93,5 +93,7 @@ lock: $(BIN)/python
 	$(COMPILE) --extra service -c requirements/base.txt -o requirements/service.txt
 	echo "$(TORCH)" | $(COMPILE) --all-extras -c requirements/service.txt -c - $(addprefix --no-emit-package ,torch $(CUDA)) \
 		-o requirements/dev.txt
+	echo "$(TORCH)" | $(COMPILE) --extra service --extra gpu -c requirements/dev.txt -c - $(addprefix --no-emit-package ,torch $(CUDA)) \
+		-o requirements/gpu.txt
 	echo "checkov==3.3.30" | $(BIN)/uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header --no-annotate -q \
 		-o requirements/policy.txt
