@@ -19,6 +19,7 @@ from service.ledger import Ledger
 from service.media import sniff
 from service.settings import JobClass, Settings
 from service.storage import ObjectMissing
+from service.tracing import current_traceparent
 from service.uploads import Upload, Uploads
 
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
@@ -241,6 +242,7 @@ class Intake:
             audio=audio,
             start_before=now + request.start_within_seconds if request.start_within_seconds else None,
             webhook_url=request.webhook_url,
+            traceparent=current_traceparent(),
             remixed_from=source.id if source else None,
             **chosen,
         )

@@ -85,6 +85,7 @@ class Job(_Record):
     options: dict[str, str | int | float | bool] = Field(default_factory=dict)
     metadata: dict[str, str] = Field(default_factory=dict)
     webhook_url: str | None = None
+    traceparent: str | None = None
     start_before: float | None = None
     max_run_seconds: float
     remixed_from: str | None = None

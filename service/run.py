@@ -18,6 +18,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from opentelemetry import trace
+
 from model_store.engine import FPS
 from service.engine_process import EngineCrashedError, EngineProcess
 from service.events import ENDING_EVENTS, Events, EventType
@@ -470,6 +472,7 @@ class Run:
             now = time.monotonic()
             STAGE_DURATION.labels(self.job.engine, self._live.stage).observe(now - self._stage_since)
             self._stage_since = now
+            trace.get_current_span().add_event("stage", {"stage": stage})
         done = sum(commit.frames for commit in self._commits)
         total = self._plan.frames if self._plan else None
         # The engine is ahead of what has been committed; what has been shown is never taken back.

@@ -20,6 +20,7 @@ JobClass = Literal["interactive", "batch"]
 
 JOB_CLASSES: tuple[JobClass, ...] = ("interactive", "batch")
 
+_SECRETS_DIR = "INFINITETALK_SECRETS_DIR"
 _LONGEST_SOCKET_PATH = 100
 """Bytes; the kernel's own bound is 108, and a server may add a suffix."""
 
@@ -159,9 +160,16 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache(maxsize=1)
 def load_settings() -> Settings:
-    """The process's settings; ``settings_invalid`` names the variable at fault and what it should be."""
+    """The process's settings; ``settings_invalid`` names the variable at fault and what it should be.
+
+    Each may also come from a file of the variable's name in the folder INFINITETALK_SECRETS_DIR, as Kubernetes and Docker mount
+    secrets; the environment goes first.
+    """
+    folder = os.environ.get(_SECRETS_DIR)
+    if folder is not None and not Path(folder).is_dir():
+        raise InfiniteTalkError("settings_invalid", f"{_SECRETS_DIR} is {folder!r}, which is no folder: mount the secrets there.")
     try:
-        return Settings()
+        return Settings(_secrets_dir=folder)
     except ValidationError as error:
         faults = []
         for fault in error.errors():

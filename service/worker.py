@@ -11,12 +11,13 @@ from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
 from docket import Worker as DocketWorker
+from opentelemetry.trace import SpanKind
 
 from model_store.errors import InfiniteTalkError
 from service.engine_process import EngineCrashedError, EngineProcess
 from service.events import Events
 from service.index import Index
-from service.job import Job
+from service.job import Job, Outcome
 from service.ledger import Ledger
 from service.limits import Quota
 from service.probes import Place, serve_probes
@@ -25,6 +26,7 @@ from service.reconcile import Reconciler
 from service.run import EngineUnusableError, Run, Workplace
 from service.settings import JobClass, Settings
 from service.storage import StoreUnavailable, open_store
+from service.tracing import span, start_tracing
 from service.turns import Turns
 from service.uploads import Uploads
 
@@ -161,7 +163,7 @@ class Worker:
                 return
         self._look_every(IDLE)
         self._set_gates(open_for=())
-        run = asyncio.ensure_future(Run(self.place, job).perform())
+        run = asyncio.ensure_future(self._traced(job))
         try:
             # A cancel of the message is no cancel of the job: the run learns of that from the ledger, and stops in order.
             while not run.done():
@@ -175,6 +177,13 @@ class Worker:
             logger.warning("%s: given up for now: %s", video_id, error.message)
         finally:
             self._current = None
+
+    async def _traced(self, job: Job) -> Outcome | None:
+        attributes = {"engine": job.engine, "job_class": job.job_class, "video.id": job.id}
+        with span("perform video", job.traceparent, SpanKind.CONSUMER, attributes) as current:
+            outcome = await Run(self.place, job).perform()
+            current.set_attribute("status", outcome.status if outcome else "handed back")
+            return outcome
 
     async def _gives_way(self, job: Job) -> bool:
         """A batch job goes back to its queue when an interactive one waits that this worker could take."""
@@ -212,6 +221,7 @@ class Worker:
 
 async def work(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT."""
+    start_tracing("infinitetalk-worker")
     worker = Worker(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -23,6 +23,7 @@ from service.queue import Queue
 from service.reconcile import Reconciler
 from service.settings import Settings
 from service.storage import Store, open_store
+from service.tracing import start_tracing
 from service.uploads import Uploads
 from service.webhooks import Deliverer
 
@@ -53,6 +54,7 @@ class Context:
 @asynccontextmanager
 async def open_context(settings: Settings) -> AsyncIterator[Context]:
     """Connect to store and queue; neither has to be there yet."""
+    start_tracing("infinitetalk-api")
     store = open_store(settings)
     ledger = Ledger(store)
     uploads = Uploads(store, settings.retention_seconds, max(settings.max_image_bytes, settings.max_audio_bytes))

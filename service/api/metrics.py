@@ -1,12 +1,14 @@
-"""Counts and times requests by route template, so that no id becomes a label."""
+"""Counts, times and traces requests by route template, so that no id becomes a label."""
 
 from __future__ import annotations
 
 import time
 
+from opentelemetry.trace import SpanKind
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.metrics import HTTP_DURATION, HTTP_REQUESTS
+from service.tracing import span
 
 UNMATCHED = "unmatched"
 _METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
@@ -31,8 +33,13 @@ class RequestMetrics:
                 status, begun = message["status"], time.perf_counter()
             await send(message)
 
+        parent = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
         try:
-            await self.app(scope, receive, watched)
+            with span(scope["method"], parent, SpanKind.SERVER) as current:
+                await self.app(scope, receive, watched)
+                route = getattr(scope.get("route"), "path", UNMATCHED)
+                current.update_name(f"{scope['method']} {route}")
+                current.set_attributes({"http.route": route, "http.response.status_code": status})
         finally:
             route = getattr(scope.get("route"), "path", UNMATCHED)
             route = UNMATCHED if route.endswith("{path:path}") else route
