@@ -23,7 +23,7 @@ def test_a_video_from_submit_to_mp4(client: Client) -> None:
     answer = client.submit(prompt="a calm speaker", seed=3, metadata={"order": "17"}, expressiveness=0.5)
     assert answer.status_code == 202
     video = answer.json()
-    assert video["status"] == "queued"
+    assert video["status"] in ("queued", "in_progress")
     assert answer.headers["location"] == f"/v1/videos/{video['id']}"
     done = client.wait(video["id"])
     assert (done["progress"], done["stage"], done["chunks_done"], done["chunks_total"]) == (100, "done", 10, 10)

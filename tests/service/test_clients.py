@@ -49,7 +49,7 @@ def test_openai(request: pytest.FixtureRequest, s3_deployment: Deployment, which
         size="128x128",  # type: ignore[arg-type] # the client's own names are of another model's sizes
         extra_body={"audio": audio.id, "consent": True, "metadata": {"order": "17"}},
     )
-    assert video.status == "queued"
+    assert video.status in ("queued", "in_progress")
     done = client.videos.poll(video.id, poll_interval_ms=100)
     assert (done.status, done.progress, done.prompt, done.size) == ("completed", 100, "a calm speaker", "128x128")
     assert video.id in [entry.id for entry in client.videos.list(limit=5)]

@@ -1,0 +1,197 @@
+"""The Helm chart: rendered by the real engine, strict against Kubernetes' own schemas, with the names that the code really has.
+
+KEDA's and the Prometheus operator's objects are checked for what this project decides in them; neither has been run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import kubernetes_validate
+import pytest
+import yaml
+from docket import Docket
+from helm_python.chart import Chart, lint
+
+from service import metrics
+from service.settings import Settings
+
+CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "infinite-talk"
+KUBERNETES = ("1.33", "1.35", "1.37")
+CUSTOM = {"keda.sh/v1alpha1", "monitoring.coreos.com/v1"}
+POOL = {
+    "engine": "infinitetalk", "jobClass": "batch", "image": "worker", "gpus": 2, "minReplicas": 1, "maxReplicas": 3,
+    "jobsPerPod": 2, "gracePeriodSeconds": 90, "startupSeconds": 901, "priorityClassName": "high",
+    "nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}],
+}  # fmt: skip
+VALUES: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "gpu example": yaml.safe_load((CHART / "examples" / "gpu.yaml").read_text()),
+    "no keda": {"keda": {"enabled": False}},
+    "no autoscaling": {"api": {"replicas": 3, "autoscaling": {"enabled": False}}},
+    "no network policies": {"networkPolicies": {"enabled": False}},
+    "redis without password": {"redis": {"address": "r:6379", "passwordKey": ""}},
+    "redis with tls": {"redis": {"address": "r:6380", "tls": True}},
+    "settings": {"settings": {"INFINITETALK_REDIS_PREFIX": "other", "INFINITETALK_MAX_ATTEMPTS": 5}},
+    "gpu pool": {"pools": {"big": POOL}},
+    "gpu pool with models": {"pools": {"big": POOL}, "modelCache": {"existingClaim": "models"}},
+    "pull secrets": {"imagePullSecrets": ["one", "two"]},
+    "ingress": {"ingress": {"enabled": True, "host": "a.example.com"}},
+    "ingress with tls": {"ingress": {"enabled": True, "className": "nginx", "host": "a.example.com", "tlsSecret": "t"}},
+    "monitors and waits": {
+        "podMonitors": {"enabled": True, "labels": {"a": "b"}},
+        "keda": {"prometheusAddress": "http://p:9090"},
+    },
+}
+
+
+def render(values: dict[str, Any]) -> list[dict[str, Any]]:
+    with Chart.load(CHART) as chart:
+        files = chart.render(values, name="talk", namespace="media")
+    return [document for text in files.values() for document in yaml.safe_load_all(text) if document]
+
+
+ACCEPTED = {
+    "CKV_K8S_21": "the namespace is the operator's choice at installation, and is not written into objects",
+    "CKV_K8S_43": "images are the operator's own, by tag or digest as the operator likes",
+    "CKV_K8S_15": "tags are never moved: pulling again at every start would only make scaling from zero slower",
+    "CKV_K8S_11": "a CPU limit would throttle rendering on an idle node; requests share it fairly on a busy one",
+}
+"""Findings of the policy linter that stand, and why."""
+
+
+def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
+    return [document for document in objects if document["kind"] == kind]
+
+
+def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [document["spec"]["template"]["spec"]["containers"] for document in of_kind(objects, "Deployment")]
+    return [container for group in found for container in group]
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_every_object_is_strictly_valid(values: dict[str, Any]) -> None:
+    objects = render(values)
+    assert {"Deployment", "Service", "ServiceAccount", "PodDisruptionBudget"} <= {document["kind"] for document in objects}
+    names = [(document["kind"], document["metadata"]["name"]) for document in objects]
+    assert len(set(names)) == len(names)
+    for document in objects:
+        if document["apiVersion"] not in CUSTOM:
+            for version in KUBERNETES:
+                kubernetes_validate.validate(document, version, strict=True)
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_the_chart_is_clean(values: dict[str, Any]) -> None:
+    report = lint(CHART, values, strict=True)
+    assert not report["errors"]
+    assert not [message for message in report["messages"] if message["severity"] > 1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"nonsense": 1},
+        {"settings": {"PORT": 1}},
+        {"redis": {"address": "no-port"}},
+        {"s3": {"endpoint": "s3.example.com"}},
+        {"pools": {"Bad Name": POOL}},
+        {"pools": {"big": {**POOL, "jobClass": "urgent"}}},
+        {"pools": {"big": {**POOL, "gpus": -1}}},
+        {"keda": {"pollingSeconds": 0}},
+    ],
+)
+def test_nonsense_is_refused(values: dict[str, Any]) -> None:
+    with Chart.load(CHART) as chart, pytest.raises(helm_python.HelmError):
+        chart.validate_schema(values)
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_variables_are_settings_and_ports_and_paths_are_the_codes(values: dict[str, Any]) -> None:
+    known = {f"INFINITETALK_{name}".upper() for name in (*Settings.model_fields, "secrets_dir", "models")}
+    for container in containers(render(values)):
+        given = {entry["name"]: entry["value"] for entry in container["env"]}
+        assert set(given) <= known
+        ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+        variable = "INFINITETALK_METRICS_PORT" if container["name"] == "api" else "INFINITETALK_WORKER_PORT"
+        assert str(ports["metrics"]) == given[variable]
+        assert ports.get("http", Settings().port) == Settings().port
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            action = container[probe]["httpGet"]
+            assert action["port"] == "metrics"
+            assert action["path"] == ("/readyz" if probe == "readinessProbe" else "/livez")
+        Settings(**{name.removeprefix("INFINITETALK_").lower(): value for name, value in given.items()
+                    if name in known and not name.endswith(("_DIR", "_MODELS", "S3_ENDPOINT"))})  # fmt: skip
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_pods_may_do_no_more_than_they_must(values: dict[str, Any]) -> None:
+    objects = render(values)
+    for document in of_kind(objects, "Deployment"):
+        pod = document["spec"]["template"]["spec"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            assert not container["image"].endswith(":latest")
+    assert not [document for document in objects if document["kind"] in ("Secret", "Role", "ClusterRole")]
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_keda_reads_what_the_service_writes(values: dict[str, Any]) -> None:
+    objects = render(values)
+    scaled = of_kind(objects, "ScaledObject")
+    if not values.get("keda", {}).get("enabled", True):
+        assert not scaled
+        workers = [document for document in of_kind(objects, "Deployment") if document["metadata"]["name"] != "talk-api"]
+        assert all("replicas" in document["spec"] for document in workers)
+        return
+    prefix = values.get("settings", {}).get("INFINITETALK_REDIS_PREFIX", Settings().redis_prefix)
+    deployments = {document["metadata"]["name"]: document for document in of_kind(objects, "Deployment")}
+    assert len(scaled) == len(deployments) - 1
+    for document in scaled:
+        worker = deployments[document["spec"]["scaleTargetRef"]["name"]]
+        assert "replicas" not in worker["spec"], "KEDA alone decides"
+        env = {entry["name"]: entry["value"] for entry in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
+        engine, job_class = env["INFINITETALK_ENGINES"], env["INFINITETALK_WORKER_CLASSES"]
+        stream, *others = document["spec"]["triggers"]
+        # As service.queue names its dockets.
+        assert stream["metadata"]["stream"] == Docket(name=f"{prefix}-{engine}-{job_class}", url="memory://").stream_key
+        assert all(isinstance(value, str) for trigger in (stream, *others) for value in trigger["metadata"].values())
+        for other in others:
+            (metric,) = re.findall(r"infinitetalk_\w+", other["metadata"]["query"])
+            (family,) = metrics.QUEUE_OLDEST_WAIT.collect()
+            assert metric == family.name
+            assert f'engine="{engine}",job_class="{job_class}"' in other["metadata"]["query"]
+
+
+def test_gpus_and_models_come_where_they_are_asked_for() -> None:
+    (worker,) = [item for item in containers(render(VALUES["gpu pool with models"])) if "-worker:" in item["image"]]
+    assert worker["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert {"name": "models", "mountPath": "/models", "readOnly": True} in worker["volumeMounts"]
+    assert worker["startupProbe"]["periodSeconds"] * worker["startupProbe"]["failureThreshold"] >= 901
+    (worker,) = [item for item in containers(render({})) if item["name"] == "worker"]
+    assert "nvidia.com/gpu" not in worker["resources"]["limits"]
+
+
+def test_the_policy_linter_finds_nothing_else(tmp_path: Path) -> None:
+    for name in ("defaults", "gpu example"):
+        (tmp_path / f"{name.replace(' ', '-')}.yaml").write_text(yaml.safe_dump_all(render(VALUES[name])))
+    linter = Path(sys.executable).parent.parent / "policy" / "bin" / "checkov"
+    command = [str(linter), "-d", str(tmp_path), "--framework", "kubernetes", "--skip-download", "--compact", "--quiet"]
+    done = subprocess.run(
+        [*command, "--skip-check", ",".join(ACCEPTED), "-o", "json"], capture_output=True, text=True, timeout=240, check=False
+    )
+    report = json.loads(done.stdout)
+    found = [(check["check_id"], check["resource"]) for check in report["results"]["failed_checks"]]
+    assert not found
+    assert report["summary"]["passed"] > 100
