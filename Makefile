@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= talking.mp4
 TORCH ?= torch==2.13.0
 
-.PHONY: demo serve test test-long check clean lock bench bench-gpu bench-kernels quality
+.PHONY: demo serve test test-long chaos check clean lock bench bench-gpu bench-kernels quality
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
@@ -43,6 +43,10 @@ test: check
 # What takes longer than a minute, such as compiling every kernel for every architecture.
 test-long:
 	$(BIN)/pytest -m slow
+
+# Killed workers, and a store that is down, slow or lossy: the long form of tests/chaos, a quarter of an hour.
+chaos: $(VENV)/.dev
+	$(BIN)/pytest -q -m 'slow or not slow' tests/chaos
 
 check: $(VENV)/.dev $(VENV)/.policy
 	$(BIN)/ruff check .

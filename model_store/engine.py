@@ -255,6 +255,9 @@ class Engine(ABC):
     version: ClassVar[int]
     """Raised whenever checkpoints of the previous code can no longer be continued exactly."""
 
+    working_memory: ClassVar[int] = 3 << 30
+    """Bytes of host memory that one performance may take beyond what ``load`` has taken."""
+
     def diagnose(self) -> str:
         """What it runs on here, in a few words, found out without loading anything.
 

@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any, cast
 
 import bentoml
-from bentoml.exceptions import BentoMLException, InvalidArgument, NotFound, ServiceUnavailable
+from bentoml.exceptions import BentoMLException
 from pydantic import Field
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model_store.errors import InfiniteTalkError
 from service import embedded
 from service.api.app import create_app
+from service.api.bodies import BodyLimit, largest_body
+from service.api.connections import bound_connections
 from service.api.context import context_of
 from service.api.errors import status_of
 from service.api.loopback import LoopbackOnly
 from service.api.paths import PrintablePaths
 from service.intake import VideoOptions
+from service.logs import start_logging
+from service.room import Room
 from service.settings import load_settings
 from service.uploads import Upload
 
@@ -28,13 +33,28 @@ TIMEOUT_SECONDS = 120
 """Time to the first byte of any answer; above the longest ``Prefer: wait``."""
 
 settings = load_settings()
+start_logging(settings.log_format)
 app = create_app(settings)
+bound_connections(settings.max_connections)
 
 
-class Unauthenticated(BentoMLException):
-    """No key, or a bad one; Bento tells its client no more than that."""
+class Refused(BentoMLException):
+    """A known error in the shape of Bento's own, with the same status as on the other routes and the code in front."""
 
-    error_code = HTTPStatus.UNAUTHORIZED
+    def __init__(self, error: InfiniteTalkError) -> None:
+        super().__init__(f"{error.code}: {error.message}")
+        self.error_code = HTTPStatus(status_of(error.code))
+
+
+class BoundedGenerate:
+    """Middleware for the endpoint whose body Bento reads itself, past the bounds of the app's own routes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.bounded = BodyLimit(app, largest_body(settings), settings.max_uploads, Room(settings), Refused)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.bounded if scope.get("path") == "/generate" else self.app)(scope, receive, send)
 
 
 class Generate(VideoOptions):
@@ -78,7 +98,7 @@ class InfiniteTalk:
                 image, audio = (_upload(path, stack) for path in files)
                 video = await context.jobs.submit(tenant, request, image, audio)
         except InfiniteTalkError as error:
-            raise _shaped(error) from None
+            raise Refused(error) from None
         return video.model_dump(mode="json")
 
 
@@ -86,6 +106,7 @@ async def _guarded() -> bool:
     return await asyncio.to_thread(context_of(app).doorman.guarded)
 
 
+cast(Any, InfiniteTalk).add_asgi_middleware(BoundedGenerate)
 cast(Any, InfiniteTalk).add_asgi_middleware(PrintablePaths)
 cast(Any, InfiniteTalk).add_asgi_middleware(LoopbackOnly, allow_public=settings.allow_public, guarded=_guarded)
 
@@ -93,10 +114,3 @@ cast(Any, InfiniteTalk).add_asgi_middleware(LoopbackOnly, allow_public=settings.
 def _upload(path: Path, stack: ExitStack) -> Upload:
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     return Upload(filename=path.name, content_type=kind, size=path.stat().st_size, file=stack.enter_context(path.open("rb")))
-
-
-def _shaped(error: InfiniteTalkError) -> BentoMLException:
-    """Bento's exception of the same status, with the code in front."""
-    status = status_of(error.code)
-    kind = {401: Unauthenticated, 404: NotFound, 429: ServiceUnavailable, 503: ServiceUnavailable}.get(status, InvalidArgument)
-    return kind(f"{error.code}: {error.message}")

@@ -23,22 +23,28 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from model_store.engine import FPS, Checkpoint, Chunk, Engine, PerformanceRequest, Progress, frame_size
 from model_store.errors import InfiniteTalkError
 from model_store.registry import create_engine
+from service.logs import start_logging
 from service.media.background import BackgroundEncoder
 from service.media.fragments import ChunkEncoder
 from service.media.picture import load_picture, thumbnail
 from service.media.sound import SoundTrack, encode_sound_segments, sound_init_segment
 from service.media.speech import open_speech
 from service.media.video import write_video
+from service.memory import bounded_memory
 from service.wire import Message, read_message
 
 AHEAD = 2
 """Chunks that may be made and not yet committed: one on its way to the store while the next is made."""
+
+MEDIA_MEMORY, FINISH_MEMORY = 2 << 30, 1 << 30
+"""Bytes that decoding both files may take, and putting an MP4 together, which holds a chunk at a time."""
 
 _PROGRESS_SECONDS = 0.25
 
@@ -75,10 +81,14 @@ class EngineChild:
                     self._ready(order.fields["engine"], {})
                     self._answer("loaded")
                 elif order.kind == "perform":
-                    self._perform(order.fields, order.parts)
+                    engine = self._ready(order.fields["engine"], order.fields["options"])
+                    self._answer("begin")
+                    with bounded_memory(engine.working_memory):
+                        self._perform(engine, order.fields, order.parts)
                     self._answer("done")
                 else:
-                    self._finish(order.fields)
+                    with bounded_memory(FINISH_MEMORY):
+                        self._finish(order.fields)
                     self._answer("finished")
             except _StopWorkError:
                 self._answer("stopped")
@@ -128,13 +138,15 @@ class EngineChild:
             self._engine = engine
         return self._engine
 
-    def _perform(self, order: dict[str, Any], parts: tuple[bytes, ...]) -> None:
-        engine = self._ready(order["engine"], order["options"])
-        self._answer("begin")
+    def _perform(self, engine: Engine, order: dict[str, Any], parts: tuple[bytes, ...]) -> None:
         self._progress(Progress("prepare", 0, 0, 1))
-        picture = load_picture(Path(order["image"]))
         audio, workdir = Path(order["audio"]), Path(order["workdir"])
-        with open_speech(audio, max_seconds=order["max_seconds"], seconds=order["seconds"], workdir=workdir) as speech:
+        with ExitStack() as opened:
+            with bounded_memory(MEDIA_MEMORY):
+                picture = load_picture(Path(order["image"]))
+                speech = opened.enter_context(
+                    open_speech(audio, max_seconds=order["max_seconds"], seconds=order["seconds"], workdir=workdir)
+                )
             width, height = _size(order, (picture.shape[1], picture.shape[0]))
             request = PerformanceRequest(
                 reference=picture,
@@ -230,7 +242,7 @@ def _on_gpu() -> bool:
 
 def main() -> None:
     """Serve the worker at the other end of standard input and output."""
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    start_logging("json" if sys.argv[1:] == ["json"] else "text", logging.WARNING)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no answer
     EngineChild(sys.stdin.buffer, answers).run()

@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from service.logs import LogFormat
 from service.wire import Message, receive_message
 
 STOP_SECONDS = 1.0
@@ -17,6 +18,17 @@ STOP_SECONDS = 1.0
 
 _HEARD_AHEAD = 8
 _LAST_ANSWERS = {"loaded", "done", "finished", "stopped", "error"}
+
+_WITHHELD = (
+    "INFINITETALK_S3_",
+    "INFINITETALK_REDIS_",
+    "INFINITETALK_SECRETS_",
+    "INFINITETALK_WEBHOOK_",
+    "OTEL_",
+    "HF_TOKEN",
+    "AWS_",
+)
+"""Variables the engine process does not get: it decodes strangers' files, and has no business with store, queue or collectors."""
 
 logger = logging.getLogger(__name__)
 
@@ -30,10 +42,12 @@ class EngineProcess:
 
     Args:
         stall_seconds: silence after which a process with an order is taken for stuck and killed.
+        log_format: of the process's own messages.
     """
 
-    def __init__(self, stall_seconds: float) -> None:
+    def __init__(self, stall_seconds: float, log_format: LogFormat = "text") -> None:
         self._stall_seconds = stall_seconds
+        self._log_format = log_format
         self._process: asyncio.subprocess.Process | None = None
         self._listener: asyncio.Task[None] | None = None
         self._answers: asyncio.Queue[Message | None] = asyncio.Queue(_HEARD_AHEAD)
@@ -96,6 +110,8 @@ class EngineProcess:
             sys.executable,
             "-m",
             "service.engine_child",
+            self._log_format,
+            env={name: value for name, value in os.environ.items() if not name.startswith(_WITHHELD)},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # an interrupt at the terminal is for the worker, which decides

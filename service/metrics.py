@@ -21,6 +21,10 @@ HTTP_DURATION = Histogram(
     ["method", "route"],
     buckets=_QUICK,
 )
+CONNECTIONS_REFUSED = Counter(
+    "infinitetalk_connections_refused_total", "Connections that were refused or broken off, by reason.", ["reason"]
+)
+DISK_FREE = Gauge("infinitetalk_disk_free_bytes", "Free space when a process last looked, by folder.", ["folder"])
 JOBS_SUBMITTED = Counter("infinitetalk_jobs_submitted_total", "Jobs accepted.", ["engine", "job_class"])
 JOBS_ENDED = Counter(
     "infinitetalk_jobs_total", "Jobs that ended: completed, failed or cancelled.", ["engine", "job_class", "status"]

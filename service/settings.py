@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model_store.errors import InfiniteTalkError
+from service.logs import LogFormat
 
 JobClass = Literal["interactive", "batch"]
 """Interactive jobs have someone waiting; batch jobs run when no interactive one is waiting."""
@@ -76,6 +77,12 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         False, description="Call webhooks on private networks and over plain HTTP too; every tenant can then reach those."
     )
+    max_connections: int = Field(1000, ge=1, description="Connections one API process holds; further ones are refused with 503.")
+    max_uploads: int = Field(64, ge=1, description="Requests with large bodies that one API process reads at a time.")
+    min_free_bytes: int = Field(
+        1_000_000_000, ge=0, description="Free disk space, in bytes, below which no upload is accepted and no job begun."
+    )
+    log_format: LogFormat = Field("text", description="Format of log lines: text or json.")
     max_event_streams: int = Field(200, ge=1, description="Event streams one API process serves at a time.")
     max_run_seconds: float = Field(86_400, gt=0, description="Engine time a job may use, in seconds, unless it asks for less.")
     retention_hours: float = Field(168, gt=0, description="Jobs and files are deleted this long after their creation, in hours.")

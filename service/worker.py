@@ -20,9 +20,11 @@ from service.index import Index
 from service.job import Job, Outcome
 from service.ledger import Ledger
 from service.limits import Quota
+from service.logs import about, start_logging
 from service.probes import Place, serve_probes
 from service.queue import Queue, QueueUnavailable
 from service.reconcile import Reconciler
+from service.room import Room
 from service.run import EngineUnusableError, Run, Workplace
 from service.settings import JobClass, Settings
 from service.storage import StoreUnavailable, open_store
@@ -57,12 +59,14 @@ class Worker:
         self.index = Index(self.queue, self.ledger)
         self.quota = Quota(settings, self.ledger.store, self.queue)
         self.turns = Turns(self.queue, self.quota.running_jobs)
-        self.engine = EngineProcess(settings.stall_seconds)
+        self.engine = EngineProcess(settings.stall_seconds, settings.log_format)
         self.stopping = asyncio.Event()
         self.place = Workplace(
             settings, self.ledger, self.queue, Events(self.queue), self.engine, self.name, self.stopping, self._gives_way
         )
         self._claimers: dict[tuple[str, JobClass], DocketWorker] = {}
+        self._room = Room(settings)
+        self._has_room = True
         self._current: Job | None = None
         self._fault: EngineUnusableError | None = None
         self._warm = False
@@ -114,13 +118,13 @@ class Worker:
         self._set_gates(open_for=())
 
     async def is_ready(self) -> bool:
-        """Whether the engine is loaded, and store and queue can be reached."""
+        """Whether the engine is loaded, there is room for its files, and store and queue can be reached."""
         try:
             await self.queue.ping()
             await asyncio.to_thread(self.ledger.store.ping)
         except (QueueUnavailable, StoreUnavailable):
             return False
-        return self._warm and not self.stopping.is_set()
+        return self._warm and self._has_room and not self.stopping.is_set()
 
     async def _warm_up(self) -> None:
         """Load the first engine, so that the first job does not wait for it, and a machine that cannot load it takes none."""
@@ -163,7 +167,8 @@ class Worker:
                 return
         self._look_every(IDLE)
         self._set_gates(open_for=())
-        run = asyncio.ensure_future(self._traced(job))
+        with about(video_id=job.id, tenant=job.tenant):
+            run = asyncio.ensure_future(self._traced(job))
         try:
             # A cancel of the message is no cancel of the job: the run learns of that from the ledger, and stops in order.
             while not run.done():
@@ -202,12 +207,23 @@ class Worker:
     async def _gates(self) -> None:
         """While idle, claim interactive jobs, and batch jobs when no interactive one waits."""
         while True:
-            if self._current is None and not self.stopping.is_set():
+            if self._current is None and not self.stopping.is_set() and self._look_for_room():
                 with suppress(QueueUnavailable):
                     waits = await self._interactive_waits()
                     if self._current is None and not self.stopping.is_set():
                         self._set_gates(open_for=("interactive",) if waits else ("interactive", "batch"))
             await asyncio.sleep(GATE_SECONDS)
+
+    def _look_for_room(self) -> bool:
+        had, self._has_room = self._has_room, True
+        try:
+            self._room.require()
+        except InfiniteTalkError as error:
+            self._has_room = False
+            self._set_gates(open_for=())
+            if had:
+                logger.error("no job is begun: %s", error.message)
+        return self._has_room
 
     def _look_every(self, interval: timedelta) -> None:
         for claimer in self._claimers.values():
@@ -221,6 +237,7 @@ class Worker:
 
 async def work(settings: Settings) -> None:
     """Run a worker until SIGTERM or SIGINT."""
+    start_logging(settings.log_format)
     start_tracing("infinitetalk-worker")
     worker = Worker(settings)
     loop = asyncio.get_running_loop()

@@ -44,6 +44,7 @@ class InfiniteTalkEngine(Engine):
 
     name: ClassVar[str] = "infinitetalk"
     version: ClassVar[int] = 1
+    working_memory: ClassVar[int] = 96 << 30  # weights that `load` left out, and those that wait on the host
 
     def __init__(self) -> None:
         self._parts: Parts | None = None

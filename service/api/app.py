@@ -11,9 +11,10 @@ from fastapi import FastAPI, HTTPException, Request
 from starlette.routing import Match
 
 from service.api import errors, files, streams, videos
-from service.api.bodies import FORM_OVERHEAD_BYTES, BodyLimit
+from service.api.bodies import BodyLimit, largest_body
 from service.api.context import open_context
 from service.api.metrics import RequestMetrics
+from service.room import Room
 from service.settings import Settings
 
 _METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
@@ -39,7 +40,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
         separate_input_output_schemas=False,
     )
-    app.add_middleware(BodyLimit, largest=settings.max_image_bytes + settings.max_audio_bytes + FORM_OVERHEAD_BYTES)
+    app.add_middleware(BodyLimit, largest=largest_body(settings), most=settings.max_uploads, room=Room(settings))
     errors.install(app)
     app.add_middleware(RequestMetrics)  # added last: around everything else
     for module in (videos, streams, files):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -17,46 +19,107 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model_store.errors import InfiniteTalkError
 from service.api.errors import error_response, field_error
+from service.room import Room
+from service.settings import Settings
 from service.uploads import Upload
 
 MAX_JSON_BYTES = 1 << 20
 MAX_FIELDS, MAX_FILES, MAX_FIELD_BYTES = 64, 3, 1 << 16
 FORM_OVERHEAD_BYTES = 1 << 20
+SMALL_BYTES = 1 << 16
+"""Bodies up to this size stay in memory, and many may come at a time."""
+
+PATIENCE_SECONDS, SLOWEST_BYTES_PER_SECOND = 20.0, 10_000
+"""A body may take the first, and as long as it would take at the second."""
+
+_TOO_SLOW = f"The body came more slowly than {SLOWEST_BYTES_PER_SECOND} bytes a second: use a faster line, or smaller files."
 
 B = TypeVar("B", bound=BaseModel)
 
 
 class BodyLimit:
-    """Middleware that cuts a body off at ``largest`` bytes, whether or not its length was announced."""
+    """Middleware that bounds bodies: in size, in time, in number, and by the room there is.
 
-    def __init__(self, app: ASGIApp, largest: int) -> None:
+    Args:
+        app: what reads the bodies.
+        largest: most bytes, whether or not a length was announced.
+        most: how many requests with more than :data:`SMALL_BYTES` may be read at a time.
+        room: where parts are kept until they are stored.
+        shape: what is raised in the reader's place, where it has errors of its own kind.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        largest: int,
+        most: int,
+        room: Room,
+        shape: Callable[[InfiniteTalkError], Exception] = lambda error: error,
+    ) -> None:
         self.app = app
         self.largest = largest
+        self.most = most
+        self.room = room
+        self.shape = shape
+        self._reading = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+        headers = dict(scope["headers"])
+        announced = headers.get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > self.largest:
-            await _too_large(self.largest)(scope, receive, send)
+            await error_response("request_too_large", _too_large_text(self.largest))(scope, receive, send)
             return
-        seen = 0
+        size = self.largest if b"transfer-encoding" in headers else int(announced)
+        with ExitStack() as kept:
+            if size > SMALL_BYTES:
+                try:
+                    kept.enter_context(self._place())
+                    kept.enter_context(self.room.promised(size))
+                except InfiniteTalkError as refusal:
+                    await error_response(refusal.code, refusal.message)(scope, receive, send)
+                    return
+            await self.app(scope, self._bounded(receive, kept), send)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._reading >= self.most:
+            raise InfiniteTalkError("too_many_uploads", "Too many uploads are under way here: try again in a few seconds.")
+        self._reading += 1
+        try:
+            yield
+        finally:
+            self._reading -= 1
+
+    def _bounded(self, receive: Receive, kept: ExitStack) -> Receive:
+        seen, complete, began = 0, False, time.monotonic()
 
         async def bounded() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout(began + PATIENCE_SECONDS + seen / SLOWEST_BYTES_PER_SECOND - time.monotonic()):
+                    message = await receive()
+            except TimeoutError:
+                raise self.shape(InfiniteTalkError("request_too_slow", _TOO_SLOW)) from None
             if message["type"] == "http.request":
                 seen += len(message.get("body", b""))
+                complete = not message.get("more_body", False)
+                if complete:
+                    kept.close()  # what has come needs no promise any more: it lies on the disk
                 if seen > self.largest:
-                    raise InfiniteTalkError("request_too_large", _too_large_text(self.largest))
+                    raise self.shape(InfiniteTalkError("request_too_large", _too_large_text(self.largest)))
             return message
 
-        await self.app(scope, bounded, send)
+        return bounded
 
 
-def _too_large(largest: int) -> ASGIApp:
-    return error_response("request_too_large", _too_large_text(largest))
+def largest_body(settings: Settings) -> int:
+    """The most bytes of one request: both files, and the form around them."""
+    return settings.max_image_bytes + settings.max_audio_bytes + FORM_OVERHEAD_BYTES
 
 
 def _too_large_text(largest: int) -> str:

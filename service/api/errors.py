@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from model_store.errors import InfiniteTalkError
 from service.limits import seconds_to_midnight
@@ -24,6 +25,9 @@ RETRY_AFTER_SECONDS = {
     "rate_limited": 1,
     "tenant_queue_full": 60,
     "too_many_streams": 10,
+    "too_many_connections": 1,
+    "too_many_uploads": 5,
+    "disk_full": 60,
     "stream_not_ready": 1,
 }
 
@@ -36,6 +40,7 @@ STATUS: Mapping[str, int] = {
     "file_not_found": 404,
     "route_not_found": 404,
     "stream_not_ready": 404,
+    "request_too_slow": 408,
     "content_not_ready": 409,
     "video_ended": 409,
     "video_being_deleted": 409,
@@ -54,6 +59,9 @@ STATUS: Mapping[str, int] = {
     "store_unavailable": 503,
     "queue_unavailable": 503,
     "too_many_streams": 503,
+    "too_many_connections": 503,
+    "too_many_uploads": 503,
+    "disk_full": 503,
 }
 """HTTP status by code; every other code is the request's fault: 400."""
 
@@ -129,6 +137,10 @@ def install(app: FastAPI) -> None:
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_").replace("'", "")
         return error_response(code, f"{error.detail or phrase}.", status=error.status_code)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(_: Request, error: ClientDisconnect) -> JSONResponse:
+        return error_response("request_incomplete", "The connection ended before the request did: send it again.")
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> JSONResponse:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from importlib.util import find_spec
 
 from model_store.errors import InfiniteTalkError
@@ -17,9 +16,12 @@ def serve() -> None:
     """Serve the API on this machine, with a worker and, unless INFINITETALK_REDIS_URL names one, a queue of its own."""
     require_service()
     from service import embedded  # noqa: PLC0415 - the command line starts without the service's dependencies
+    from service.logs import start_logging  # noqa: PLC0415
     from service.settings import load_settings  # noqa: PLC0415
 
-    embedded.serve(load_settings())
+    settings = load_settings()
+    start_logging(settings.log_format)
+    embedded.serve(settings)
 
 
 @app.command()
@@ -44,6 +46,3 @@ def require_service() -> None:
             "service_not_installed",
             f"The service's parts are not installed ({', '.join(missing)}): pip install 'infinite-talk[service]'.",
         )
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for name in ("httpx", "docket"):
-        logging.getLogger(name).setLevel(logging.WARNING)

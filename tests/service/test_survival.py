@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import signal
 import time
 
@@ -67,25 +66,6 @@ def test_run_time_is_bounded(s3_deployment: Deployment, s3_client: Client) -> No
     s3_deployment.crew(1)
     long = s3_client.make(options=SLOW, max_run_seconds=1)
     assert s3_client.wait(long, "failed")["error"]["code"] == "run_time_exceeded"
-
-
-def test_workers_killed_at_random(s3_deployment: Deployment, s3_client: Client, undisturbed: dict[int, bytes]) -> None:
-    workers = s3_deployment.crew(2)
-    chance = random.Random(7)
-    ids = [s3_client.make(seed=number % SEEDS, options=PACE) for number in range(6)]
-
-    def made() -> int:
-        return sum(s3_client.get(video_id)["chunks_done"] for video_id in ids)
-
-    for kill in range(6):
-        # Each after further progress, for three kills at the same chunk would rightly fail a job.
-        before = made()
-        eventually(lambda before=before: made() > before + 1, f"progress after kill {kill}")
-        time.sleep(chance.uniform(0, 0.3))
-        victim = chance.randrange(2)
-        workers.pop(victim).kill()
-        workers = s3_deployment.crew(2)
-    require_undisturbed(s3_deployment, s3_client, ids, undisturbed)
 
 
 def test_api_killed_and_restarted(s3_deployment: Deployment, s3_client: Client, undisturbed: dict[int, bytes]) -> None:

@@ -26,13 +26,14 @@ CHUNK_FRAMES = 16
 
 
 class SteadyEngine(Engine):
-    """Options: ``frame_seconds`` (pace), ``crash_at`` (chunk at which the process dies), ``stubborn`` (ignores stops)."""
+    """Options: ``frame_seconds`` (pace), ``crash_at`` (chunk at which the process dies), ``stubborn`` (ignores stops),
+    ``allocate_gib`` (memory it asks for)."""
 
     name: ClassVar[str] = "steady"
     version: ClassVar[int] = 1
 
     def plan(self, request: PerformanceRequest) -> Plan:
-        unknown = set(request.options) - {"frame_seconds", "crash_at", "stubborn"}
+        unknown = set(request.options) - {"frame_seconds", "crash_at", "stubborn", "allocate_gib"}
         if unknown:
             raise InfiniteTalkError("option_unknown", f"There is no option {unknown.pop()!r}.", param="options")
         return Plan(request.width, request.height, request.frames, chunk_frames=CHUNK_FRAMES, first_chunk_frames=CHUNK_FRAMES)
@@ -51,6 +52,7 @@ class SteadyEngine(Engine):
         rows = np.linspace(0, request.reference.shape[0] - 1, request.height).astype(int)
         columns = np.linspace(0, request.reference.shape[1] - 1, request.width).astype(int)
         picture = request.reference[rows][:, columns]
+        np.ones(int(request.options.get("allocate_gib", 0)) << 27)
         for number in range(index, plan.chunks):
             if request.options.get("crash_at") == number:
                 os._exit(86)
