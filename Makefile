@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= talking.mp4
 TORCH ?= torch==2.13.0
 
-.PHONY: demo serve test test-long chaos check clean lock bench bench-gpu bench-kernels quality
+.PHONY: demo serve test test-long chaos check clean lock bench bench-gpu bench-kernels bench-load quality
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
@@ -20,6 +20,10 @@ serve: $(VENV)/.service
 # Speed and memory of the portrait engine beside a plain re-encode; MORE="--long 1200" adds a twenty-minute clip.
 bench: $(VENV)/.base
 	$(BIN)/python -m bench.speed $(MORE)
+
+# Latencies of the API at 200 requests a second while a video renders, beside a bare BentoML service.
+bench-load: $(VENV)/.dev
+	$(BIN)/python -m bench.load
 
 # Every sample face speaks a minute of timed speech and is measured; videos and plots go to .out/quality.
 quality: $(VENV)/.dev
@@ -44,7 +48,7 @@ test: check
 test-long:
 	$(BIN)/pytest -m slow
 
-# Killed workers, and a store that is down, slow or lossy: the long form of tests/chaos, a quarter of an hour.
+# Killed workers, and a store that is down, slow or lossy: the long form of tests/chaos, five minutes.
 chaos: $(VENV)/.dev
 	$(BIN)/pytest -q -m 'slow or not slow' tests/chaos
 

@@ -37,6 +37,9 @@ GATE_SECONDS = 0.1
 
 RECONNECT_SECONDS = 1.0
 
+CANCEL_SECONDS = 2.0
+"""How long a claimer may take to let go before it is told again."""
+
 IDLE, SEARCHING = timedelta(milliseconds=250), timedelta(milliseconds=5)
 """How often a worker looks for a message: while none may be there, and while it passes over those that are not in turn."""
 
@@ -103,8 +106,12 @@ class Worker:
             self.stop()
             while self._current is not None:
                 await asyncio.sleep(GATE_SECONDS)
-            for task in (stop, *tasks):
-                task.cancel()
+            running = {stop, *tasks}
+            while running:
+                # More than once, for a cancel that arrives in the middle of a reconnect may be taken for the reconnect's own.
+                for task in running:
+                    task.cancel()
+                _, running = await asyncio.wait(running, timeout=CANCEL_SECONDS)
             results = await asyncio.gather(*tasks, return_exceptions=True)
         for result in results:
             if isinstance(result, Exception):
