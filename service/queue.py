@@ -121,9 +121,17 @@ class Queue:
                 return
             if await self.redis.exists(self._key("lease", job.id)):
                 await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
-            else:
-                # A worker has claimed it, and nobody works at it: the worker has died, or is about to begin and will be told.
+            elif not await self._in_stream(docket, job.id):
+                # As long as the message is there, whoever comes takes it from the worker that has died; a second one would
+                # have a second worker started for one job.
                 await docket.replace(TASK, datetime.now(UTC), job.id)(job.tenant, job.id)
+
+    async def keep(self, job: Job) -> None:
+        """Let a job that is worked at count as one, though Redis has lost its message: whoever claims the new one lets it lie."""
+        docket = self._docket(job)
+        async with queue_errors():
+            if not await self._in_stream(docket, job.id):
+                await docket.add(TASK, key=job.id)(job.tenant, job.id)
 
     async def put_back(self, job: Job, seconds: float = 0.0) -> None:
         """Let a job that this process has claimed wait again, at the end, for at least ``seconds``."""
@@ -302,6 +310,10 @@ class Queue:
             await self.redis.delete(self._key("live", job.id), self.events_key(job.id))
             await self.redis.zrem(self.index_key(job.tenant), job.id)
             await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
+
+    async def _in_stream(self, docket: Docket, video_id: str) -> bool:
+        messages = await self.redis.xrange(docket.stream_key)
+        return any(fields.get(b"key") == video_id.encode() for _, fields in messages)
 
     # Names
 

@@ -86,10 +86,11 @@ class Reconciler:
             if await asyncio.to_thread(self.ledger.finish, job, outcome):
                 await self.queue.remove(job)
             return
-        if await self.queue.leased(job.id):
-            return
         try:
-            await self.queue.add(job)
+            if await self.queue.leased(job.id):
+                await self.queue.keep(job)
+            else:
+                await self.queue.add(job)
         except QueueUnavailable:
             raise
         except InfiniteTalkError:
