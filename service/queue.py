@@ -121,7 +121,7 @@ class Queue:
                 return
             if await self.redis.exists(self._key("lease", job.id)):
                 await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
-            elif not await self._in_stream(docket, job.id):
+            elif not await self._messages(docket, job.id):
                 # As long as the message is there, whoever comes takes it from the worker that has died; a second one would
                 # have a second worker started for one job.
                 await docket.replace(TASK, datetime.now(UTC), job.id)(job.tenant, job.id)
@@ -130,8 +130,18 @@ class Queue:
         """Let a job that is worked at count as one, though Redis has lost its message: whoever claims the new one lets it lie."""
         docket = self._docket(job)
         async with queue_errors():
-            if not await self._in_stream(docket, job.id):
+            if not await self._messages(docket, job.id):
                 await docket.add(TASK, key=job.id)(job.tenant, job.id)
+
+    async def ended(self, job: Job) -> None:
+        """Count a job no longer, at once: whatever message of it is left would stand for a pod's worth of work."""
+        docket = self._docket(job)
+        async with queue_errors():
+            messages = await self._messages(docket, job.id)
+            for message in messages:
+                await self.redis.xack(docket.stream_key, docket.worker_group_name, message)
+            if messages:
+                await self.redis.xdel(docket.stream_key, *messages)
 
     async def put_back(self, job: Job, seconds: float = 0.0) -> None:
         """Let a job that this process has claimed wait again, at the end, for at least ``seconds``."""
@@ -311,9 +321,10 @@ class Queue:
             await self.redis.zrem(self.index_key(job.tenant), job.id)
             await self.redis.zrem(self._waiting(job.engine, job.job_class), _member(job))
 
-    async def _in_stream(self, docket: Docket, video_id: str) -> bool:
+    async def _messages(self, docket: Docket, video_id: str) -> list[bytes]:
+        """A job's messages in the stream, claimed or not."""
         messages = await self.redis.xrange(docket.stream_key)
-        return any(fields.get(b"key") == video_id.encode() for _, fields in messages)
+        return [message for message, fields in messages if fields.get(b"key") == video_id.encode()]
 
     # Names
 

@@ -462,6 +462,7 @@ class Run:
         STAGE_DURATION.labels(self.job.engine, self._live.stage).observe(time.monotonic() - self._stage_since)
         logger.info("%s: %s%s", self.job.id, outcome.status, f", {outcome.error.code}" if outcome.error else "")
         with suppress(QueueUnavailable):
+            await self.place.queue.ended(self.job)
             video = describe(self.job, plan=self._plan, live=self._live, outcome=outcome)
             await self.place.events.publish(self.job, ENDING_EVENTS[outcome.status], video)
         return True

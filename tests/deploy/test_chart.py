@@ -24,7 +24,7 @@ from service.settings import Settings
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "infinite-talk"
 KUBERNETES = ("1.33", "1.35", "1.37")
-CUSTOM = {"keda.sh/v1alpha1", "monitoring.coreos.com/v1"}
+CUSTOM = {"keda.sh/v1alpha1", "monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1"}
 POOL = {
     "engine": "infinitetalk", "jobClass": "batch", "image": "worker", "gpus": 2, "minReplicas": 1, "maxReplicas": 3,
     "jobsPerPod": 2, "gracePeriodSeconds": 90, "startupSeconds": 901, "priorityClassName": "high",
@@ -33,6 +33,8 @@ POOL = {
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
     "gpu example": yaml.safe_load((CHART / "examples" / "gpu.yaml").read_text()),
+    "laptop example": yaml.safe_load((CHART / "examples" / "laptop.yaml").read_text()),
+    "spot example": yaml.safe_load((CHART / "examples" / "spot.yaml").read_text()),
     "no keda": {"keda": {"enabled": False}},
     "no autoscaling": {"api": {"replicas": 3, "autoscaling": {"enabled": False}}},
     "no network policies": {"networkPolicies": {"enabled": False}},
@@ -44,6 +46,18 @@ VALUES: dict[str, dict[str, Any]] = {
     "pull secrets": {"imagePullSecrets": ["one", "two"]},
     "ingress": {"ingress": {"enabled": True, "host": "a.example.com"}},
     "ingress with tls": {"ingress": {"enabled": True, "className": "nginx", "host": "a.example.com", "tlsSecret": "t"}},
+    "gateway in the same namespace": {"gateway": {"enabled": True, "name": "public", "host": "a.example.com"}},
+    "alert rules": {
+        "prometheusRules": {
+            "labels": {"a": "b"},
+            "groups": [
+                {
+                    "name": "talk",
+                    "rules": [{"alert": "Waiting", "expr": "infinitetalk_queue_oldest_wait_seconds > 600", "for": "5m"}],
+                }
+            ],
+        }
+    },
     "monitors and waits": {
         "podMonitors": {"enabled": True, "labels": {"a": "b"}},
         "keda": {"prometheusAddress": "http://p:9090"},
@@ -184,7 +198,7 @@ def test_gpus_and_models_come_where_they_are_asked_for() -> None:
 
 
 def test_the_policy_linter_finds_nothing_else(tmp_path: Path) -> None:
-    for name in ("defaults", "gpu example"):
+    for name in ("defaults", "gpu example", "spot example"):
         (tmp_path / f"{name.replace(' ', '-')}.yaml").write_text(yaml.safe_dump_all(render(VALUES[name])))
     linter = Path(sys.executable).parent.parent / "policy" / "bin" / "checkov"
     command = [str(linter), "-d", str(tmp_path), "--framework", "kubernetes", "--skip-download", "--compact", "--quiet"]
