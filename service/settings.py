@@ -92,6 +92,12 @@ class Settings(BaseSettings):
     )
     worker_host: str = Field("127.0.0.1", description="Address of a worker's health and metrics endpoint.")
     worker_port: int = Field(3001, ge=0, le=65535, description="Port of that endpoint; 0 for none.")
+    worker_jobs: int = Field(
+        0, ge=0, description="Jobs after which a worker ends, as one that KEDA starts for each job; 0 for never."
+    )
+    worker_idle_seconds: float = Field(
+        0, ge=0, description="A worker that has had nothing to do for this long ends, in seconds; 0 for never."
+    )
     lease_seconds: float = Field(10, ge=1, description="A worker silent for this long loses its job to another, in seconds.")
     reconcile_seconds: float = Field(
         60, ge=1, description="How often queue and indexes are checked against the store, in seconds."

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 
@@ -73,6 +74,8 @@ class Worker:
         self._current: Job | None = None
         self._fault: EngineUnusableError | None = None
         self._warm = False
+        self._performed = 0
+        self._idle_since = time.monotonic()
 
     async def run(self) -> None:
         """Work until :meth:`stop`, then finish or hand back what is under way.
@@ -145,6 +148,7 @@ class Worker:
         if not warming.cancelled():
             warming.result()
         self._warm = True
+        self._idle_since = time.monotonic()
 
     async def _load(self, engine: str) -> None:
         try:
@@ -189,6 +193,10 @@ class Worker:
             logger.warning("%s: given up for now: %s", video_id, error.message)
         finally:
             self._current = None
+            self._idle_since = time.monotonic()
+            self._performed += 1
+            if self._performed == self.settings.worker_jobs:
+                self.stop()
 
     async def _traced(self, job: Job) -> Outcome | None:
         attributes = {"engine": job.engine, "job_class": job.job_class, "video.id": job.id}
@@ -214,6 +222,8 @@ class Worker:
     async def _gates(self) -> None:
         """While idle, claim interactive jobs, and batch jobs when no interactive one waits."""
         while True:
+            if self._current is None and 0 < self.settings.worker_idle_seconds < time.monotonic() - self._idle_since:
+                self.stop()
             if self._current is None and not self.stopping.is_set() and self._look_for_room():
                 with suppress(QueueUnavailable):
                     waits = await self._interactive_waits()

@@ -46,6 +46,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "pull secrets": {"imagePullSecrets": ["one", "two"]},
     "ingress": {"ingress": {"enabled": True, "host": "a.example.com"}},
     "ingress with tls": {"ingress": {"enabled": True, "className": "nginx", "host": "a.example.com", "tlsSecret": "t"}},
+    "a job for each job": {"pools": {"big": {**POOL, "scaledJob": True}}, "keda": {"prometheusAddress": "http://p:9090"}},
     "gateway in the same namespace": {"gateway": {"enabled": True, "name": "public", "host": "a.example.com"}},
     "alert rules": {
         "prometheusRules": {
@@ -85,8 +86,13 @@ def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
 
 
 def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    found = [document["spec"]["template"]["spec"]["containers"] for document in of_kind(objects, "Deployment")]
-    return [container for group in found for container in group]
+    return [container for pod in pods(objects) for container in pod["containers"]]
+
+
+def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pods of all Deployments and Jobs."""
+    found = [document["spec"]["template"]["spec"] for document in of_kind(objects, "Deployment")]
+    return found + [document["spec"]["jobTargetRef"]["template"]["spec"] for document in of_kind(objects, "ScaledJob")]
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -99,6 +105,10 @@ def test_every_object_is_strictly_valid(values: dict[str, Any]) -> None:
         if document["apiVersion"] not in CUSTOM:
             for version in KUBERNETES:
                 kubernetes_validate.validate(document, version, strict=True)
+        elif document["kind"] == "ScaledJob":  # what KEDA makes of it
+            job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}, "spec": document["spec"]["jobTargetRef"]}
+            for version in KUBERNETES:
+                kubernetes_validate.validate(job, version, strict=True)
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -147,8 +157,7 @@ def test_variables_are_settings_and_ports_and_paths_are_the_codes(values: dict[s
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_pods_may_do_no_more_than_they_must(values: dict[str, Any]) -> None:
     objects = render(values)
-    for document in of_kind(objects, "Deployment"):
-        pod = document["spec"]["template"]["spec"]
+    for pod in pods(objects):
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -175,17 +184,31 @@ def test_keda_reads_what_the_service_writes(values: dict[str, Any]) -> None:
     for document in scaled:
         worker = deployments[document["spec"]["scaleTargetRef"]["name"]]
         assert "replicas" not in worker["spec"], "KEDA alone decides"
-        env = {entry["name"]: entry["value"] for entry in worker["spec"]["template"]["spec"]["containers"][0]["env"]}
-        engine, job_class = env["INFINITETALK_ENGINES"], env["INFINITETALK_WORKER_CLASSES"]
-        stream, *others = document["spec"]["triggers"]
-        # As service.queue names its dockets.
-        assert stream["metadata"]["stream"] == Docket(name=f"{prefix}-{engine}-{job_class}", url="memory://").stream_key
-        assert all(isinstance(value, str) for trigger in (stream, *others) for value in trigger["metadata"].values())
-        for other in others:
-            (metric,) = re.findall(r"infinitetalk_\w+", other["metadata"]["query"])
-            (family,) = metrics.QUEUE_OLDEST_WAIT.collect()
-            assert metric == family.name
-            assert f'engine="{engine}",job_class="{job_class}"' in other["metadata"]["query"]
+        require_triggers(document, worker["spec"]["template"]["spec"], prefix)
+    for document in of_kind(objects, "ScaledJob"):
+        pod = document["spec"]["jobTargetRef"]["template"]["spec"]
+        require_triggers(document, pod, prefix)
+        assert {"name": "INFINITETALK_WORKER_JOBS", "value": "1"} in pod["containers"][0]["env"], "the Job ends"
+
+
+def require_triggers(document: dict[str, Any], pod: dict[str, Any], prefix: str) -> None:
+    """The triggers read the stream and the metric of the engine and class that the pod works for."""
+    env = {entry["name"]: entry["value"] for entry in pod["containers"][0]["env"]}
+    engine, job_class = env["INFINITETALK_ENGINES"], env["INFINITETALK_WORKER_CLASSES"]
+    stream, *others = document["spec"]["triggers"]
+    # As service.queue names its dockets.
+    assert stream["metadata"]["stream"] == Docket(name=f"{prefix}-{engine}-{job_class}", url="memory://").stream_key
+    assert all(isinstance(value, str) for trigger in (stream, *others) for value in trigger["metadata"].values())
+    for other in others:
+        (metric,) = re.findall(r"infinitetalk_\w+", other["metadata"]["query"])
+        (family,) = metrics.QUEUE_OLDEST_WAIT.collect()
+        assert metric == family.name
+        assert f'engine="{engine}",job_class="{job_class}"' in other["metadata"]["query"]
+
+
+def test_jobs_without_keda_are_refused() -> None:
+    with pytest.raises(helm_python.HelmError, match="scaledJob needs KEDA"):
+        render({"pools": {"big": {**POOL, "scaledJob": True}}, "keda": {"enabled": False}})
 
 
 def test_gpus_and_models_come_where_they_are_asked_for() -> None:

@@ -103,3 +103,16 @@ def test_the_signal_is_queued_plus_running_at_every_moment(deployment: Deploymen
 def _speech(path: Path) -> None:
     samples, rate = soundfile.read(servers.ROOT / "examples" / "en_allison.wav", frames=int(6.4 * 16_000))
     soundfile.write(path, samples, rate)
+
+
+def test_a_worker_for_one_job_ends_with_it(deployment: Deployment) -> None:
+    client = Client(deployment.url, servers.ROOT / "examples" / "astronaut.png", deployment.folder / "speech.wav")
+    _speech(client.speech)
+    deployment.crew(0)
+    first, second = client.make(), client.make()
+    once = {"INFINITETALK_WORKER_JOBS": "1", "INFINITETALK_WORKER_IDLE_SECONDS": "1"}
+    assert deployment.worker(once).wait() == 0
+    assert [client.get(video_id)["status"] for video_id in (first, second)] == ["completed", "queued"]
+    assert deployment.worker(once).wait() == 0
+    assert client.get(second)["status"] == "completed"
+    assert deployment.worker(once).wait() == 0, "it found nothing to do"

@@ -225,9 +225,9 @@ class Deployment:
     def wait_ready(self) -> None:
         eventually(lambda: _status(f"{self.url}/readyz") == 200, "the API is ready")
 
-    def worker(self) -> Process:
-        """Start a worker."""
-        return self._run("worker", [sys.executable, "-m", "service.cli.main", "--debug", "worker"])
+    def worker(self, settings: Mapping[str, str] | None = None) -> Process:
+        """Start a worker, with settings of its own beside the deployment's."""
+        return self._run("worker", [sys.executable, "-m", "service.cli.main", "--debug", "worker"], settings)
 
     def crew(self, count: int) -> list[Process]:
         """Exactly so many running workers: those there are, and new ones, or some sent home."""
