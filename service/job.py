@@ -39,6 +39,9 @@ TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEFAULT_TENANT = "default"
 """Whose everything is as long as there are no keys."""
 
+RECORD_VERSION = 1
+"""Of a job's objects. Raised by a release whose records the one before would misread; each reads the one before its own."""
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -89,6 +92,7 @@ class Job(_Record):
     start_before: float | None = None
     max_run_seconds: float
     remixed_from: str | None = None
+    record_version: int = RECORD_VERSION
 
 
 class Attempt(_Record):

@@ -18,7 +18,7 @@ from model_store.errors import InfiniteTalkError
 from service.engine_process import EngineCrashedError, EngineProcess
 from service.events import Events
 from service.index import Index
-from service.job import Job, Outcome
+from service.job import RECORD_VERSION, Job, Outcome
 from service.ledger import Ledger
 from service.limits import Quota
 from service.logs import about, start_logging
@@ -37,6 +37,9 @@ GATE_SECONDS = 0.1
 """How often an idle worker decides which classes of jobs it claims."""
 
 RECONNECT_SECONDS = 1.0
+
+LATER_RELEASE_SECONDS = 5.0
+"""How long a job of a later release is left to workers of that release, before this one may claim it again."""
 
 CANCEL_SECONDS = 2.0
 """How long a claimer may take to let go before it is told again."""
@@ -163,6 +166,10 @@ class Worker:
         """Perform one claimed job."""
         job = await asyncio.to_thread(self.ledger.job, tenant, video_id)
         if job is None:
+            return
+        if job.record_version > RECORD_VERSION:
+            logger.warning("%s: waits for a worker of a later release", job.id)
+            await self.queue.put_back(job, LATER_RELEASE_SECONDS)
             return
         if self._current is not None:
             # Two dockets delivered at the same moment, and there is one engine.
