@@ -1,0 +1,64 @@
+"""The chart's commands, variables, secrets, ports and probes, tried on running processes: only addresses are this machine's."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+from servers import BIN, Deployment, Process, eventually, free_ports
+
+from tests.deploy.test_chart import POOL, containers, render
+
+
+def environment(container: dict[str, Any], ports: dict[str, str], folder: Path) -> dict[str, str]:
+    """The container's variables, with free ports and the secrets' folder of this machine."""
+    given = {entry["name"]: entry["value"] for entry in container["env"]}
+    del given["INFINITETALK_S3_ENDPOINT"]  # the objects lie in a folder here
+    moved = {name: ports.get(value, value) if name.endswith("_PORT") else value for name, value in given.items()}
+    return {**moved, "INFINITETALK_SECRETS_DIR": str(folder)}
+
+
+def test_probes_find_what_the_chart_says(tmp_path: Path) -> None:
+    """API and worker as the chart starts them answer on every port and path that it names, and become ready."""
+    pools = {"portrait-interactive": {**POOL, "engine": "portrait", "jobClass": "interactive", "gpus": 0}}
+    found = {container["name"]: container for container in containers(render({"pools": pools}))}
+    numbers = [str(port["containerPort"]) for container in found.values() for port in container["ports"]]
+    ports = dict(zip(numbers, map(str, free_ports(len(numbers))), strict=True))
+    deployment = Deployment(tmp_path / "plain")  # for its Valkey, and so that its folder is shared
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    (secrets / "INFINITETALK_REDIS_URL").write_text(deployment.env["INFINITETALK_REDIS_URL"])
+    base = {name: value for name, value in deployment.env.items() if not name.startswith("INFINITETALK_")}
+    base |= {"INFINITETALK_DATA_DIR": deployment.env["INFINITETALK_DATA_DIR"], "INFINITETALK_MIN_FREE_BYTES": "0"}
+    processes: list[Process] = []
+    try:
+        for name, container in found.items():
+            env = {**base, **environment(container, ports, secrets)}
+            if name == "api":  # the image's own command, which the chart leaves as it is
+                command = [sys.executable, "-m", "bentoml", "serve", "service.bento:InfiniteTalk", "--port", ports["3000"]]
+            else:
+                command = [str(BIN / container["command"][0]), *container["command"][1:]]
+            processes.append(Process(name, command, tmp_path / f"{name}.log", env))
+        for container in found.values():
+            named = {port["name"]: ports[str(port["containerPort"])] for port in container["ports"]}
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                action = container[probe]["httpGet"]
+                url = f"http://127.0.0.1:{named[action['port']]}{action['path']}"
+                eventually(lambda url=url: _answers(url), f"{container['name']}'s {probe}")
+            assert "infinitetalk_queue_up 1.0" in httpx.get(f"http://127.0.0.1:{named['metrics']}/metrics", timeout=10).text
+        assert httpx.get(f"http://127.0.0.1:{ports['3000']}/v1/videos", timeout=10).status_code == 200
+    finally:
+        for process in processes:
+            process.end()
+        deployment.end()
+        shutil.rmtree(secrets)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
