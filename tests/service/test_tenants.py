@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 from docket import Worker as DocketWorker
 from servers import ROOT, Client, Deployment, eventually
@@ -274,3 +275,30 @@ def test_limits_of_a_tenant_are_its_own(guarded: Deployment) -> None:
             return (await quota.limits("grace")).queued_jobs, (await quota.limits("heidi")).queued_jobs
 
     assert asyncio.run(look()) == (7, settings.tenant_queued_jobs)
+
+
+@pytest.mark.slow
+def test_a_thousand_waiting_jobs_cost_the_api_no_memory(tmp_path: Path, picture: Path, speech: Path) -> None:
+    deployment = Deployment(tmp_path / "thousand")
+    try:
+        tenants = [Tenant(deployment, f"tenant-{number}", picture, speech) for number in range(20)]
+        deployment.wait_ready()
+        eventually(lambda: httpx.get(f"{deployment.url}/v1/videos").status_code == 401, "keys are asked for")
+
+        def submit(each: int) -> float:
+            """MiB of the API and what it has started, after so many more jobs of every tenant, which have been listed."""
+            for tenant in tenants:
+                for _ in range(each):
+                    tenant.make(job_class="batch")
+                assert tenant.http.get("/v1/videos", params={"limit": 100}).status_code == 200
+            api = psutil.Process(deployment.api.pid)
+            return sum(process.memory_info().rss for process in [api, *api.children(recursive=True)]) / 2**20
+
+        begun, grown = submit(5), submit(45)
+        print(f"API: {begun:.0f} MiB with 100 jobs, {grown:.0f} MiB with 1,000")
+        assert grown - begun < 30
+        refused = tenants[0].submit()
+        assert tenants[0].failure(refused)[:2] == (429, "queue_full")
+        assert int(refused.headers["Retry-After"]) >= 1
+    finally:
+        deployment.end()
