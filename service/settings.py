@@ -98,6 +98,11 @@ class Settings(BaseSettings):
     worker_idle_seconds: float = Field(
         0, ge=0, description="A worker that has had nothing to do for this long ends, in seconds; 0 for never."
     )
+    pod_dir: Path | None = Field(
+        None,
+        description="Folder with the pod's name, namespace, token and ca.crt, with which a busy worker asks Kubernetes to take "
+        "an idle one first; without it none is asked.",
+    )
     lease_seconds: float = Field(10, ge=1, description="A worker silent for this long loses its job to another, in seconds.")
     reconcile_seconds: float = Field(
         60, ge=1, description="How often queue and indexes are checked against the store, in seconds."

@@ -15,6 +15,7 @@ from docket import Worker as DocketWorker
 from opentelemetry.trace import SpanKind
 
 from model_store.errors import InfiniteTalkError
+from service.deletion_cost import DeletionCost
 from service.engine_process import EngineCrashedError, EngineProcess
 from service.events import Events
 from service.index import Index
@@ -78,6 +79,7 @@ class Worker:
         self._fault: EngineUnusableError | None = None
         self._warm = False
         self._performed = 0
+        self._deletion_cost = DeletionCost(settings.pod_dir) if settings.pod_dir else None
         self._idle_since = time.monotonic()
 
     async def run(self) -> None:
@@ -94,6 +96,8 @@ class Worker:
             await self._warm_up()
             reconciler = Reconciler(self.settings, self.ledger, self.queue, self.index, self.uploads)
             tasks = [asyncio.create_task(reconciler.run()), asyncio.create_task(self._gates())]
+            if self._deletion_cost:
+                tasks.append(asyncio.create_task(self._deletion_cost.run()))
             for line, docket in self.queue.dockets.items():
                 if line[1] in self.settings.worker_classes:
                     claimer = DocketWorker(
@@ -185,6 +189,7 @@ class Worker:
                 return
         self._look_every(IDLE)
         self._set_gates(open_for=())
+        self._say_busy(True)
         with about(video_id=job.id, tenant=job.tenant):
             run = asyncio.ensure_future(self._traced(job))
         try:
@@ -200,10 +205,15 @@ class Worker:
             logger.warning("%s: given up for now: %s", video_id, error.message)
         finally:
             self._current = None
+            self._say_busy(False)
             self._idle_since = time.monotonic()
             self._performed += 1
             if self._performed == self.settings.worker_jobs:
                 self.stop()
+
+    def _say_busy(self, busy: bool) -> None:
+        if self._deletion_cost:
+            self._deletion_cost.set_busy(busy)
 
     async def _traced(self, job: Job) -> Outcome | None:
         attributes = {"engine": job.engine, "job_class": job.job_class, "video.id": job.id}
