@@ -104,6 +104,15 @@ class Folder:
                 yield block
 
 
+def _secret(name: str) -> str | None:
+    """A secret from the environment, or from the file of its name in INFINITETALK_SECRETS_DIR, as the service reads its own."""
+    folder = os.environ.get("INFINITETALK_SECRETS_DIR")
+    if name in os.environ or folder is None:
+        return os.environ.get(name)
+    file = Path(folder) / name
+    return file.read_text().strip() if file.is_file() else None
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Redirects are followed by hand: the hub's answer carries the checksum, and its token must not reach other hosts."""
 
@@ -123,7 +132,7 @@ class Hub:
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self._endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        self._token = token or os.environ.get("HF_TOKEN")
+        self._token = token or _secret("HF_TOKEN")
         self.name = self._endpoint
         self._opener = urllib.request.build_opener(_NoRedirect)
 
@@ -242,8 +251,8 @@ class Bucket:
         self._broken = (urllib3.exceptions.HTTPError, OSError, minio.error.ServerError)
         self._client = minio.Minio(
             endpoint.netloc,
-            access_key=os.environ.get("INFINITETALK_S3_ACCESS_KEY"),
-            secret_key=os.environ.get("INFINITETALK_S3_SECRET_KEY"),
+            access_key=_secret("INFINITETALK_S3_ACCESS_KEY"),
+            secret_key=_secret("INFINITETALK_S3_SECRET_KEY"),
             region=os.environ.get("INFINITETALK_S3_REGION", "us-east-1"),
             secure=endpoint.scheme == "https",
             http_client=urllib3.PoolManager(timeout=urllib3.Timeout(connect=TIMEOUT, read=TIMEOUT), retries=False),

@@ -24,11 +24,14 @@ from service.settings import Settings
 
 CHART = Path(__file__).resolve().parents[2] / "deploy" / "helm" / "infinite-talk"
 KUBERNETES = ("1.33", "1.35", "1.37")
+SERVERS = {"redis": {"address": "valkey.data.svc:6379"}, "s3": {"endpoint": "https://s3.example.com"}}
+TRIAL = {"valkey": {"enabled": True}, "minio": {"enabled": True}}
 CUSTOM = {"keda.sh/v1alpha1", "monitoring.coreos.com/v1", "gateway.networking.k8s.io/v1"}
 POOL = {
     "engine": "infinitetalk", "jobClass": "batch", "image": "worker", "gpus": 2, "minReplicas": 1, "maxReplicas": 3,
     "jobsPerPod": 2, "gracePeriodSeconds": 90, "startupSeconds": 901, "priorityClassName": "high",
-    "nodeSelector": {"pool": "gpu"}, "tolerations": [{"key": "gpu", "operator": "Exists"}],
+    "resources": {"requests": {"cpu": 4, "memory": "48Gi"}, "limits": {"memory": "96Gi"}}, "nodeSelector": {"pool": "gpu"},
+    "tolerations": [{"key": "gpu", "operator": "Exists"}],
 }  # fmt: skip
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -43,6 +46,30 @@ VALUES: dict[str, dict[str, Any]] = {
     "settings": {"settings": {"INFINITETALK_REDIS_PREFIX": "other", "INFINITETALK_MAX_ATTEMPTS": 5}},
     "gpu pool": {"pools": {"big": POOL}},
     "gpu pool with models": {"pools": {"big": POOL}, "modelCache": {"existingClaim": "models"}},
+    "gpu pool with a claim made and filled": {
+        "pools": {"big": POOL},
+        "modelCache": {
+            "claim": {"create": True, "storageClass": "shared"},
+            "pull": {"enabled": True, "variants": ["base", "4-step"]},
+        },
+    },
+    "gpu pool with models on each node": {
+        "pools": {"big": POOL},
+        "modelCache": {
+            "nodePath": "/var/lib/models",
+            "pull": {"variants": ["4-step"], "source": "s3://checkpoints", "tokenKey": "HF_TOKEN"},
+        },
+    },
+    "servers for a trial": TRIAL,
+    "tls everywhere": {
+        "valkey": {"enabled": True, "tlsSecret": "v"},
+        "minio": {"enabled": True, "tlsSecret": "m", "storageClass": "fast"},
+        "tls": {"apiSecret": "a", "caConfigMap": "authorities"},
+        "gateway": {"enabled": True, "name": "public"},
+    },
+    "no deletion cost": {"deletionCost": {"enabled": False}},
+    "no admission policy": {"deletionCost": {"admissionPolicy": False}},
+    "egress by address": {"networkPolicies": {"egress": [{"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}]}]}},
     "pull secrets": {"imagePullSecrets": ["one", "two"]},
     "ingress": {"ingress": {"enabled": True, "host": "a.example.com"}},
     "ingress with tls": {"ingress": {"enabled": True, "className": "nginx", "host": "a.example.com", "tlsSecret": "t"}},
@@ -60,15 +87,21 @@ VALUES: dict[str, dict[str, Any]] = {
         }
     },
     "monitors and waits": {
-        "podMonitors": {"enabled": True, "labels": {"a": "b"}},
+        "monitors": {"enabled": True, "labels": {"a": "b"}},
         "keda": {"prometheusAddress": "http://p:9090"},
     },
 }
 
 
+def whole(values: dict[str, Any]) -> dict[str, Any]:
+    """The values, with servers of the operator's own where the chart brings none."""
+    own = {part: given for (part, given), trial in zip(SERVERS.items(), TRIAL, strict=True) if not values.get(trial)}
+    return own | values
+
+
 def render(values: dict[str, Any]) -> list[dict[str, Any]]:
     with Chart.load(CHART) as chart:
-        files = chart.render(values, name="talk", namespace="media")
+        files = chart.render(whole(values), name="talk", namespace="media")
     return [document for text in files.values() for document in yaml.safe_load_all(text) if document]
 
 
@@ -81,6 +114,10 @@ ACCEPTED = {
 """Findings of the policy linter that stand, and why."""
 
 
+RIGHT = {"apiGroups": [""], "resources": ["pods"], "verbs": ["patch"]}
+"""All that anything of this chart may do to Kubernetes: workers, to their own pods."""
+
+
 def of_kind(objects: list[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
     return [document for document in objects if document["kind"] == kind]
 
@@ -90,8 +127,9 @@ def containers(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def pods(objects: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The pods of all Deployments and Jobs."""
-    found = [document["spec"]["template"]["spec"] for document in of_kind(objects, "Deployment")]
+    """The pods of all Deployments, StatefulSets and Jobs."""
+    kinds = ("Deployment", "StatefulSet", "Job")
+    found = [document["spec"]["template"]["spec"] for kind in kinds for document in of_kind(objects, kind)]
     return found + [document["spec"]["jobTargetRef"]["template"]["spec"] for document in of_kind(objects, "ScaledJob")]
 
 
@@ -113,7 +151,7 @@ def test_every_object_is_strictly_valid(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_the_chart_is_clean(values: dict[str, Any]) -> None:
-    report = lint(CHART, values, strict=True)
+    report = lint(CHART, whole(values), strict=True)
     assert not report["errors"]
     assert not [message for message in report["messages"] if message["severity"] > 1]
 
@@ -129,6 +167,9 @@ def test_the_chart_is_clean(values: dict[str, Any]) -> None:
         {"pools": {"big": {**POOL, "jobClass": "urgent"}}},
         {"pools": {"big": {**POOL, "gpus": -1}}},
         {"keda": {"pollingSeconds": 0}},
+        {"modelCache": {"pull": {"variants": []}}},
+        {"modelCache": {"nodePath": "models"}},
+        {"valkey": {"enabled": True, "image": "valkey"}},
     ],
 )
 def test_nonsense_is_refused(values: dict[str, Any]) -> None:
@@ -138,8 +179,10 @@ def test_nonsense_is_refused(values: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
 def test_variables_are_settings_and_ports_and_paths_are_the_codes(values: dict[str, Any]) -> None:
-    known = {f"INFINITETALK_{name}".upper() for name in (*Settings.model_fields, "secrets_dir", "models")}
+    known = {f"INFINITETALK_{name}".upper() for name in (*Settings.model_fields, "secrets_dir", "models")} | {"SSL_CERT_FILE"}
     for container in containers(render(values)):
+        if container["name"] not in ("api", "worker"):
+            continue
         given = {entry["name"]: entry["value"] for entry in container["env"]}
         assert set(given) <= known
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -151,7 +194,7 @@ def test_variables_are_settings_and_ports_and_paths_are_the_codes(values: dict[s
             assert action["port"] == "metrics"
             assert action["path"] == ("/readyz" if probe == "readinessProbe" else "/livez")
         Settings(**{name.removeprefix("INFINITETALK_").lower(): value for name, value in given.items()
-                    if name in known and not name.endswith(("_DIR", "_MODELS", "S3_ENDPOINT"))})  # fmt: skip
+                    if name.startswith("INFINITETALK_") and not name.endswith(("_DIR", "_MODELS", "S3_ENDPOINT"))})  # fmt: skip
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -161,12 +204,14 @@ def test_pods_may_do_no_more_than_they_must(values: dict[str, Any]) -> None:
         assert pod["automountServiceAccountToken"] is False
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        for container in pod["containers"]:
+        for container in pod["containers"] + pod.get("initContainers", []):
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
             }  # fmt: skip
             assert not container["image"].endswith(":latest")
-    assert not [document for document in objects if document["kind"] in ("Secret", "Role", "ClusterRole")]
+    assert not [document for document in objects if document["kind"] in ("Secret", "ClusterRole")]
+    rules = [rule for document in of_kind(objects, "Role") for rule in document["rules"]]
+    assert rules == values.get("deletionCost", {}).get("enabled", True) * [RIGHT]
 
 
 @pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
@@ -220,9 +265,105 @@ def test_gpus_and_models_come_where_they_are_asked_for() -> None:
     assert "nvidia.com/gpu" not in worker["resources"]["limits"]
 
 
+def test_servers_are_named_or_brought_along() -> None:
+    with Chart.load(CHART) as chart:
+        for missing, values in (("redis.address", {"minio": {"enabled": True}}), ("s3.endpoint", {"valkey": {"enabled": True}})):
+            with pytest.raises(helm_python.HelmError, match=f"{missing}: .*for a trial"):
+                chart.render(values, name="talk", namespace="media")
+    with pytest.raises(helm_python.HelmError, match=r"valkey\.enabled: set redis\.passwordKey"):
+        render({"valkey": {"enabled": True}, "redis": {"passwordKey": ""}})
+    objects = render(TRIAL)
+    services = {item["metadata"]["name"]: item["spec"]["ports"][0]["port"] for item in of_kind(objects, "Service")}
+    (scaled,) = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["triggers"][0]["metadata"]["address"] == f"talk-valkey.media.svc:{services['talk-valkey']}"
+    endpoints = {entry["value"] for item in containers(objects) for entry in item.get("env", []) if "ENDPOINT" in entry["name"]}
+    assert endpoints == {f"http://talk-minio.media.svc:{services['talk-minio']}"}
+    for item in of_kind(objects, "StatefulSet"):
+        (secret,) = [volume["secret"] for volume in item["spec"]["template"]["spec"]["volumes"] if "secret" in volume]
+        assert secret["secretName"] == "infinite-talk"
+
+
+def test_keda_and_processes_agree_on_tls() -> None:
+    objects = render(VALUES["tls everywhere"])
+    (scaled,) = of_kind(objects, "ScaledObject")
+    assert scaled["spec"]["triggers"][0]["metadata"]["enableTLS"] == "true"
+    (authentication,) = of_kind(objects, "TriggerAuthentication")
+    assert authentication["spec"]["configMapTargetRef"] == [{"parameter": "ca", "name": "authorities", "key": "ca.crt"}]
+    for pod in pods(objects):
+        for item in pod["containers"]:
+            for entry in item.get("env", []):
+                if entry["name"] == "INFINITETALK_S3_ENDPOINT":
+                    assert entry["value"].startswith("https://")
+                if entry["name"] == "SSL_CERT_FILE":
+                    assert {"name": "ca", "mountPath": "/ca", "readOnly": True} in item["volumeMounts"]
+    (service,) = [item for item in of_kind(objects, "Service") if item["metadata"]["name"] == "talk-api"]
+    (route,) = of_kind(objects, "HTTPRoute")
+    assert route["spec"]["rules"][0]["backendRefs"][0]["port"] == service["spec"]["ports"][0]["port"] == 443
+
+
+@pytest.mark.parametrize("values", VALUES.values(), ids=VALUES)
+def test_every_name_that_is_referred_to_is_there(values: dict[str, Any]) -> None:
+    """Volumes that are mounted, accounts, ports of Services and monitors, claims that the chart makes."""
+    objects = render(values)
+    accounts = {item["metadata"]["name"] for item in of_kind(objects, "ServiceAccount")}
+    for pod in pods(objects):
+        assert pod["serviceAccountName"] in accounts
+        names = [volume["name"] for volume in pod.get("volumes", [])]
+        assert len(names) == len(set(names))
+        for item in pod["containers"] + pod.get("initContainers", []):
+            assert {mount["name"] for mount in item["volumeMounts"]} <= {*names, "data"}
+    templates = [item["spec"]["template"] for kind in ("Deployment", "StatefulSet") for item in of_kind(objects, kind)]
+    for service in of_kind(objects, "Service"):
+        (pod,) = [item for item in templates if service["spec"]["selector"].items() <= item["metadata"]["labels"].items()]
+        ports = {port["name"] for item in pod["spec"]["containers"] for port in item["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+    for monitor in of_kind(objects, "ServiceMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        (service,) = [item for item in of_kind(objects, "Service") if wanted <= item["metadata"]["labels"].items()]
+        assert monitor["spec"]["endpoints"][0]["port"] in {port["name"] for port in service["spec"]["ports"]}
+    for monitor in of_kind(objects, "PodMonitor"):
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        found = [item for item in templates if wanted <= item["metadata"]["labels"].items()]
+        assert len(found) == len(of_kind(objects, "ScaledObject")), "every worker, and only these"
+
+
+def test_egress_is_denied_but_for_what_is_needed() -> None:
+    def rules(values: dict[str, Any]) -> list[dict[str, Any]]:
+        (policy,) = [item for item in of_kind(render(values), "NetworkPolicy") if item["metadata"]["name"] == "talk"]
+        assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+        found: list[dict[str, Any]] = policy["spec"]["egress"]
+        return found
+
+    names, needed = rules({"redis": {"address": "r:6380"}, "s3": {"endpoint": "http://s3.data.svc:9000"}})
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert {port["port"] for port in needed["ports"]} == {6380, 9000, 443}
+    blocks = [peer["ipBlock"]["except"] for peer in needed["to"] if "ipBlock" in peer]
+    assert blocks == [["169.254.0.0/16"], ["fe80::/10"]], "no cloud's metadata"
+    _, own = rules(VALUES["egress by address"])
+    assert own == VALUES["egress by address"]["networkPolicies"]["egress"][0]
+
+
+def test_models_are_pulled_into_the_claim_that_workers_read() -> None:
+    objects = render(VALUES["gpu pool with a claim made and filled"])
+    (claim,), (job,) = of_kind(objects, "PersistentVolumeClaim"), of_kind(objects, "Job")
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    pod = job["spec"]["template"]["spec"]
+    variants = [item["command"][item["command"].index("--variant") + 1] for item in pod["initContainers"] + pod["containers"]]
+    assert variants == ["base", "4-step"]
+    claims = {
+        volume["persistentVolumeClaim"]["claimName"]
+        for pod in pods(objects)
+        for volume in pod["volumes"]
+        if "persistentVolumeClaim" in volume
+    }
+    assert claims == {claim["metadata"]["name"]}
+    with pytest.raises(helm_python.HelmError, match="there is nothing to fill"):
+        render({"pools": {"big": POOL}, "modelCache": {"pull": {"enabled": True}}})
+
+
 def test_the_policy_linter_finds_nothing_else(tmp_path: Path) -> None:
-    for name in ("defaults", "gpu example", "spot example"):
-        (tmp_path / f"{name.replace(' ', '-')}.yaml").write_text(yaml.safe_dump_all(render(VALUES[name])))
+    for name, values in VALUES.items():
+        (tmp_path / f"{name.replace(' ', '-')}.yaml").write_text(yaml.safe_dump_all(render(values)))
     linter = Path(sys.executable).parent.parent / "policy" / "bin" / "checkov"
     command = [str(linter), "-d", str(tmp_path), "--framework", "kubernetes", "--skip-download", "--compact", "--quiet"]
     done = subprocess.run(

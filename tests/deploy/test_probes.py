@@ -1,15 +1,24 @@
-"""The chart's commands, variables, secrets, ports and probes, tried on running processes: only addresses are this machine's."""
+"""The chart's commands, variables, secrets, ports and probes, tried on running processes: only addresses are this machine's.
+
+The trial's MinIO cannot be had here: nothing of it was run.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
+import redis
 from servers import BIN, Deployment, Process, eventually, free_ports
 
+from service.embedded import valkey_binary
 from tests.deploy.test_chart import POOL, containers, render
 
 
@@ -55,6 +64,51 @@ def test_probes_find_what_the_chart_says(tmp_path: Path) -> None:
             process.end()
         deployment.end()
         shutil.rmtree(secrets)
+
+
+def test_the_trials_valkey_takes_its_password_from_the_secret(tmp_path: Path) -> None:
+    (container,) = [item for item in containers(render({"valkey": {"enabled": True}})) if item["name"] == "valkey"]
+    shell, flag, script = container["command"]
+    (port,) = free_ports(1)
+    for name in ("secrets", "data", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "secrets" / "password").write_text("seven words of wisdom".replace(" ", "-"))
+    (tmp_path / "bin" / "valkey-server").symlink_to(valkey_binary())
+    for place in ("/secrets", "/data"):
+        script = script.replace(place, f"{tmp_path}{place}")
+    script = script.replace("port 6379", f"port {port}")
+    process = Process("valkey", [shell, flag, script], tmp_path / "log", {"PATH": f"{tmp_path}/bin:{os.environ['PATH']}"})
+    try:
+        client = redis.Redis(port=port, password="seven-words-of-wisdom", socket_timeout=5)
+        eventually(lambda: _pings(client), "Valkey answers")
+        with pytest.raises(redis.AuthenticationError):
+            redis.Redis(port=port, socket_timeout=5).ping()
+        assert client.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert client.config_get("appendonly") == {"appendonly": "yes"}
+        commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, timeout=10, check=True).stdout
+        assert "seven-words" not in commands
+    finally:
+        process.end()
+
+
+def test_the_pull_is_a_command_that_there_is(tmp_path: Path) -> None:
+    """It reads its token and keys from the mounted files, and asks the source for the first checkpoint."""
+    pool = {"pools": {"big": POOL}, "modelCache": {"claim": {"create": True}, "pull": {"enabled": True, "source": str(tmp_path)}}}
+    (container,) = [item for item in containers(render(pool)) if item["name"] == "pull-base"]
+    secrets = tmp_path / "secrets"
+    secrets.mkdir()
+    env = {**os.environ, **environment(container, {}, secrets), "INFINITETALK_MODELS": str(tmp_path / "models")}
+    program, *words = container["command"]
+    command = [str(BIN / program), *words, "--json"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert "source" in json.loads(done.stdout or done.stderr)["error"]["message"], done.stderr
+
+
+def _pings(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 def _answers(url: str) -> bool:
