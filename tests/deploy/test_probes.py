@@ -16,18 +16,34 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from servers import BIN, Deployment, Process, eventually, free_ports
+import trustme
+from servers import Deployment, Process, eventually, free_ports
 
 from service.embedded import valkey_binary
 from tests.deploy.test_chart import POOL, containers, render
 
 
 def environment(container: dict[str, Any], ports: dict[str, str], folder: Path) -> dict[str, str]:
-    """The container's variables, with free ports and the secrets' folder of this machine."""
+    """The container's variables, with free ports, and this machine's folders of secrets and of what a pod knows of itself."""
     given = {entry["name"]: entry["value"] for entry in container["env"]}
     del given["INFINITETALK_S3_ENDPOINT"]  # the objects lie in a folder here
     moved = {name: ports.get(value, value) if name.endswith("_PORT") else value for name, value in given.items()}
+    if "INFINITETALK_POD_DIR" in given:
+        pod = folder.parent / "pod"
+        pod.mkdir()
+        for name in ("name", "namespace", "token"):
+            (pod / name).write_text(name)
+        trustme.CA().cert_pem.write_to_path(pod / "ca.crt")
+        # As in every pod; nobody is there, and a worker must not mind.
+        moved |= {"INFINITETALK_POD_DIR": str(pod), "KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "9"}
     return {**moved, "INFINITETALK_SECRETS_DIR": str(folder)}
+
+
+def program(command: list[str]) -> list[str]:
+    """The container's command here; `infinitetalk` as a module, so that it is this tree's."""
+    name, *words = command
+    assert name == "infinitetalk"
+    return [sys.executable, "-m", "service.cli.main", *words]
 
 
 def test_probes_find_what_the_chart_says(tmp_path: Path) -> None:
@@ -49,7 +65,7 @@ def test_probes_find_what_the_chart_says(tmp_path: Path) -> None:
             if name == "api":  # the image's own command, which the chart leaves as it is
                 command = [sys.executable, "-m", "bentoml", "serve", "service.bento:InfiniteTalk", "--port", ports["3000"]]
             else:
-                command = [str(BIN / container["command"][0]), *container["command"][1:]]
+                command = program(container["command"])
             processes.append(Process(name, command, tmp_path / f"{name}.log", env))
         for container in found.values():
             named = {port["name"]: ports[str(port["containerPort"])] for port in container["ports"]}
@@ -98,8 +114,7 @@ def test_the_pull_is_a_command_that_there_is(tmp_path: Path) -> None:
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     env = {**os.environ, **environment(container, {}, secrets), "INFINITETALK_MODELS": str(tmp_path / "models")}
-    program, *words = container["command"]
-    command = [str(BIN / program), *words, "--json"]
+    command = [*program(container["command"]), "--json"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert "source" in json.loads(done.stdout or done.stderr)["error"]["message"], done.stderr
 
