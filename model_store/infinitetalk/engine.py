@@ -54,7 +54,7 @@ class InfiniteTalkEngine(Engine):
         module = _parts_module()
         if variant == TINY:
             return f"version {self.version}, variant {TINY}: random weights, its videos are noise"
-        module.gpu()
+        module.require_gpu()
         return f"version {self.version}, variant {variant}"
 
     def load(self, on_progress: OnProgress = no_progress, options: Mapping[str, str | int | float | bool] | None = None) -> None:
@@ -86,6 +86,7 @@ class InfiniteTalkEngine(Engine):
 
     def close(self) -> None:
         if self._parts is not None:
+            self._parts.close()
             self._parts = None
             _parts_module().release()
 

@@ -19,6 +19,9 @@ DEFAULT_VARIANT_VARIABLE = "INFINITETALK_VARIANT"
 MEMORY_VARIABLE = "INFINITETALK_MEMORY"
 """Environment variable that chooses how weights are kept, see ``memory.MODES``; by free memory unless set."""
 
+GPUS_VARIABLE = "INFINITETALK_GPUS"
+"""Environment variable that says how many GPUs compute a job together; all that are visible unless set."""
+
 _DEFAULT_VARIANT = "4-step"
 _TINY_VARIANT = Variant(TINY, 2, {"tiny": 2.0}, 1.0, 2.0)
 

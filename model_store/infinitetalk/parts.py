@@ -6,7 +6,8 @@ import gc
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from model_store.catalogue import component
 from model_store.errors import InfiniteTalkError
 from model_store.infinitetalk import memory, tiny_random
 from model_store.infinitetalk.checkpoints import Checkpoints
+from model_store.infinitetalk.crew import Crew
 from model_store.infinitetalk.offload import BlockOffload
-from model_store.infinitetalk.options import MEMORY_VARIABLE, TINY
+from model_store.infinitetalk.options import GPUS_VARIABLE, MEMORY_VARIABLE, TINY
 from model_store.infinitetalk.speech_encoder import SpeechEncoder
 from model_store.infinitetalk.stream import Models
 from model_store.infinitetalk.text_encoder import TextEncoder
-from model_store.infinitetalk.transformer import TransformerConfig
+from model_store.infinitetalk.transformer import InfiniteTalkTransformer, TransformerConfig
 from model_store.weights import WeightCache
 
 OnLoaded = Callable[[int, int], None]
@@ -48,6 +50,11 @@ class Parts:
         self._text: TextEncoder | None = None
         self._prompts: OrderedDict[str, Tensor] = OrderedDict()
 
+    def close(self) -> None:
+        """End the other processes, where there are any."""
+        if self.models.crew is not None:
+            self.models.crew.close()
+
     def words(self, text: str) -> Tensor:
         """Vectors of a prompt, ``[n, 4096]``; those of the latest prompts are kept."""
         if text not in self._prompts:
@@ -59,8 +66,8 @@ class Parts:
         return self._prompts[text]
 
 
-def gpu() -> torch.device:
-    """The GPU that a real variant runs on.
+def require_gpu() -> None:
+    """Have a GPU that a real variant can run on.
 
     Raises:
         InfiniteTalkError: ``gpu_missing``, ``gpu_unsupported``.
@@ -72,14 +79,14 @@ def gpu() -> torch.device:
             f"The infinitetalk engine needs an NVIDIA GPU, and torch {torch.__version__} finds none here: run it on a machine "
             f"that has one, with its driver and a CUDA build of torch. {instead}",
         )
-    capability = torch.cuda.get_device_capability()
+    oldest = min(range(torch.cuda.device_count()), key=torch.cuda.get_device_capability)
+    capability = torch.cuda.get_device_capability(oldest)
     if capability < _OLDEST:
         raise InfiniteTalkError(
             "gpu_unsupported",
-            f"The GPU is a {torch.cuda.get_device_name()} of compute capability {capability[0]}.{capability[1]}, and 8.0 "
+            f"The GPU is a {torch.cuda.get_device_name(oldest)} of compute capability {capability[0]}.{capability[1]}, and 8.0 "
             f"(Ampere) or newer is needed. {instead}",
         )
-    return torch.device("cuda", torch.cuda.current_device())
 
 
 def load_parts(variant: str, on_loaded: OnLoaded = lambda done, total: None, cache: WeightCache | None = None) -> Parts:
@@ -88,36 +95,122 @@ def load_parts(variant: str, on_loaded: OnLoaded = lambda done, total: None, cac
     Args:
         variant: a catalogue's variant, or ``tiny-random``.
         on_loaded: progress; may raise to stop.
-        cache: where the weights lie.
+        cache: where the weights lie; the usual place unless given.
 
     Raises:
-        InfiniteTalkError: ``gpu_missing``, ``gpu_unsupported``, ``gpu_memory_short``, ``host_memory_short``,
-            ``weights_missing``, or as ``loading`` does.
+        InfiniteTalkError: ``gpu_missing``, ``gpu_unsupported``, ``gpus_invalid``, ``gpus_missing``, ``gpus_not_ready``,
+            ``gpu_memory_short``, ``host_memory_short``, ``weights_missing``, or as ``loading`` does.
     """
+    cache = cache or WeightCache()
+    processes, choice = _processes(variant), None
     if variant == TINY:
         logger.warning("%s: the weights are random, and what they make is noise", TINY)
+    else:
+        _require_adapter(cache)
+        choice = _choose(variant, processes)
+    crew = Crew(variant, processes, choice, cache.folder) if processes > 1 else None
+    try:
+        transformer, device = load_transformer(variant, choice, 0, on_loaded, cache)
+        parts = _parts(variant, transformer, device, choice, cache, crew)
+        if crew is not None:
+            crew.join(transformer, device, lambda: on_loaded(1, 1))
+    except BaseException:
+        if crew is not None:
+            crew.close()
+        raise
+    return parts
+
+
+def load_transformer(
+    variant: str,
+    choice: memory.Choice | None,
+    rank: int,
+    on_loaded: OnLoaded = lambda done, total: None,
+    cache: WeightCache | None = None,
+) -> tuple[InfiniteTalkTransformer, torch.device]:
+    """The transformer of one process, and where it computes.
+
+    Args:
+        variant: a catalogue's variant, or ``tiny-random``.
+        choice: how the weights are kept; None for ``tiny-random``.
+        rank: which GPU.
+        on_loaded: progress; may raise to stop.
+        cache: where the weights lie; the usual place unless given.
+
+    Raises:
+        InfiniteTalkError: ``gpu_memory_short``, ``weights_missing``, or as ``loading`` does.
+    """
+    if choice is None:
         # Sums in one order whatever the number of cores, so that another machine resumes exactly; and quickest for this size.
         torch.set_num_threads(1)
         on_loaded(0, 1)
-        models = Models(tiny_random.transformer(), tiny_random.vae(), tiny_random.image_encoder())
-        return Parts(variant, models, tiny_random.speech_encoder(), tiny_random.text_encoder)
-    device = gpu()
+        return tiny_random.transformer(), torch.device("cpu")
+    device = torch.device("cuda", rank)
+    torch.cuda.set_device(device)
     cache = cache or WeightCache()
-    _require_adapter(cache)
-    need = memory.needs()
-    blocks = TransformerConfig().num_layers
-    choice = memory.choose(torch.cuda.mem_get_info(device)[0], need, blocks, os.environ.get(MEMORY_VARIABLE) or None)
-    logger.warning("%s on %s: %s", variant, torch.cuda.get_device_name(device), choice.reason)
-    checkpoints = Checkpoints(cache, device)
-    try:
-        vae, image, speech = checkpoints.vae(), checkpoints.image_encoder(), checkpoints.speech_encoder()
+    with _memory_named(choice):
         if choice.mode == "offload":
-            _require_host_memory(need.weights)
             transformer = Checkpoints(cache, "cpu").transformer(variant, on_tensor=on_loaded)
             BlockOffload(transformer, device, choice.resident)
         else:
             quantised = "fp8" if choice.mode == "fp8" else None
-            transformer = checkpoints.transformer(variant, quantised=quantised, on_tensor=on_loaded)
+            transformer = Checkpoints(cache, device).transformer(variant, quantised=quantised, on_tensor=on_loaded)
+    return transformer, device
+
+
+def _parts(
+    variant: str,
+    transformer: InfiniteTalkTransformer,
+    device: torch.device,
+    choice: memory.Choice | None,
+    cache: WeightCache,
+    crew: Crew | None,
+) -> Parts:
+    """The leader's parts."""
+    if choice is None:
+        models = Models(transformer, tiny_random.vae(), tiny_random.image_encoder(), crew)
+        return Parts(variant, models, tiny_random.speech_encoder(), tiny_random.text_encoder)
+    checkpoints = Checkpoints(cache, device)
+    with _memory_named(choice):
+        models = Models(transformer, checkpoints.vae(), checkpoints.image_encoder(), crew)
+        speech = checkpoints.speech_encoder()
+    text = checkpoints if choice.text_on_gpu else Checkpoints(cache, "cpu")
+    return Parts(variant, models, speech, text.text_encoder)
+
+
+def _processes(variant: str) -> int:
+    """How many processes compute together, one a GPU; ``tiny-random`` has as many on the CPU as are asked for."""
+    asked = os.environ.get(GPUS_VARIABLE) or None
+    if asked is not None and not (asked.isdecimal() and int(asked) > 0):
+        raise InfiniteTalkError("gpus_invalid", f"{GPUS_VARIABLE} is {asked!r}: set it to a number from 1 on, or not at all.")
+    if variant == TINY:
+        return int(asked or 1)
+    require_gpu()
+    visible = torch.cuda.device_count()
+    if asked is not None and int(asked) > visible:
+        raise InfiniteTalkError(
+            "gpus_missing", f"{GPUS_VARIABLE} asks for {asked} GPUs, and {visible} can be seen: set it to {visible} at most."
+        )
+    return int(asked or visible)
+
+
+def _choose(variant: str, processes: int) -> memory.Choice:
+    """How the weights are kept, on all GPUs alike."""
+    need = memory.needs()
+    free = min(torch.cuda.mem_get_info(number)[0] for number in range(processes))
+    choice = memory.choose(free, need, TransformerConfig().num_layers, os.environ.get(MEMORY_VARIABLE) or None)
+    if choice.mode == "offload":
+        _require_host_memory(need.weights * processes)
+    names = ", ".join(sorted({torch.cuda.get_device_name(number) for number in range(processes)}))
+    logger.warning("%s on %d GPU%s (%s): %s", variant, processes, "s" if processes > 1 else "", names, choice.reason)
+    return choice
+
+
+@contextmanager
+def _memory_named(choice: memory.Choice) -> Iterator[None]:
+    """Say what to do where the GPU's memory is too small."""
+    try:
+        yield
     except torch.OutOfMemoryError as error:
         release()
         raise InfiniteTalkError(
@@ -125,8 +218,6 @@ def load_parts(variant: str, on_loaded: OnLoaded = lambda done, total: None, cac
             f"The GPU's memory was too small for the weights ({choice.reason}): end what else runs on it, or set "
             f"{MEMORY_VARIABLE}=offload.",
         ) from error
-    text = checkpoints if choice.text_on_gpu else Checkpoints(cache, "cpu")
-    return Parts(variant, Models(transformer, vae, image), speech, text.text_encoder)
 
 
 def release() -> None:

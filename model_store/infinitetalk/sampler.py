@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from model_store.infinitetalk.guidance import Branch, Guidance, Guide
-from model_store.infinitetalk.step_skipping import KeptBlocks
+from model_store.infinitetalk.forwards import Forwards
+from model_store.infinitetalk.guidance import Guidance, Guide
 
 T_MAX = 1000.0
-
-Predict = Callable[[Tensor, float, Branch, KeptBlocks | None, bool], Tensor]
-"""Noisy latent ``[16, T, h, w]``, time 0..1000, what is told, what the blocks added, whether that is used again ->
-prediction of the same shape, fp32."""
 
 
 def timesteps(steps: int, shift: float) -> list[float]:
@@ -58,7 +55,7 @@ class Sampling:
 
 
 def denoise(
-    predict: Predict,
+    forwards: Forwards,
     latent: Tensor,
     given: Tensor,
     sampling: Sampling,
@@ -67,11 +64,12 @@ def denoise(
     """Sample one take.
 
     Args:
-        predict: a forward.
+        forwards: of this take, begun.
         latent: noise ``[16, T, h, w]``.
         given: the clean beginning ``[16, t, h, w]``, t < T: it stands in the latent at every forward.
         sampling: how.
-        on_step: called with the number of finished steps, before every forward and after the last; may raise to stop.
+        on_step: called with the number of finished steps, before the forwards that run at a time and after the last; may raise
+            to stop.
 
     Returns:
         The video's latent, fp32 ``[16, T, h, w]``.
@@ -79,15 +77,10 @@ def denoise(
     times = timesteps(sampling.steps, sampling.shift)
     latent = latent.float().clone()
     guide = Guide(sampling.guidance)
-    kept: Mapping[Branch, KeptBlocks | None] = {
-        branch: KeptBlocks() if sampling.skipped else None for branch in sampling.guidance.branches
-    }
     for step, (now, following) in enumerate(itertools.pairwise(times)):
         latent[:, : given.shape[1]] = given
-        predictions = {}
-        for branch in sampling.guidance.branches:
-            on_step(step)
-            predictions[branch] = predict(latent, now, branch, kept[branch], step in sampling.skipped)
+        before = partial(on_step, step)
+        predictions = forwards.predict(latent, now, sampling.guidance.branches, step in sampling.skipped, before)
         latent -= guide.join(predictions) * ((now - following) / T_MAX)
     on_step(sampling.steps)
     return latent

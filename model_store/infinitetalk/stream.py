@@ -19,11 +19,11 @@ from model_store.engine import Frames, Picture, Plan
 from model_store.infinitetalk.audio_windows import WINDOW, frame_windows, latent_frames
 from model_store.infinitetalk.colour import ColourCorrection
 from model_store.infinitetalk.condition import reference_condition
-from model_store.infinitetalk.guidance import Branch
+from model_store.infinitetalk.crew import Crew
+from model_store.infinitetalk.forwards import Forwards, LocalForwards, Told
 from model_store.infinitetalk.image_encoder import ImageEncoder
 from model_store.infinitetalk.sampler import Sampling, denoise, noise
 from model_store.infinitetalk.scenes import SceneCuts
-from model_store.infinitetalk.step_skipping import KeptBlocks
 from model_store.infinitetalk.takes import TAKE_FRAMES, Take, overlap, takes
 from model_store.infinitetalk.transformer import InfiniteTalkTransformer
 from model_store.infinitetalk.vae import VideoAutoencoder
@@ -40,11 +40,17 @@ class Rows(Protocol):
 
 @dataclass(frozen=True)
 class Models:
-    """What the loop computes with."""
+    """What the loop computes with.
+
+    Args:
+        transformer, vae, image_encoder: the models, in this process.
+        crew: other processes with the same transformer, where there are several.
+    """
 
     transformer: InfiniteTalkTransformer
     vae: VideoAutoencoder
     image_encoder: ImageEncoder
+    crew: Crew | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +117,7 @@ class Loop:
     def __init__(self, models: Models, script: Script, plan: Plan, sampling: Sampling) -> None:
         self._models, self._script, self._plan, self._sampling = models, script, plan, sampling
         self._reference: _Reference | None = None
+        self._forwards: Forwards = models.crew or LocalForwards(models.transformer)
         # One silence for the whole job: its keys and values are computed once.
         config = models.transformer.config
         self._silence = torch.zeros(1, TAKE_FRAMES, WINDOW, config.audio_blocks, config.audio_channels)
@@ -145,21 +152,10 @@ class Loop:
         audio = self._hear(take.first)
         given = models.vae.encode(reference.pixels.unsqueeze(1)) if motion is None else motion.to(reference.condition.device)
         shape = (given.shape[0], latent_frames(TAKE_FRAMES), *given.shape[2:])
-
-        def predict(latent: Tensor, time: float, branch: Branch, kept: KeptBlocks | None, skip: bool) -> Tensor:
-            return models.transformer(
-                latent,
-                time,
-                script.text if branch.prompt else script.negative,
-                reference.clip,
-                reference.condition,
-                audio if branch.speech else self._silence,
-                kept=kept,
-                skip=skip,
-            )
-
+        told = Told(script.text, script.negative, audio, self._silence, reference.clip, reference.condition)
+        self._forwards.begin(told, keeps=bool(self._sampling.skipped))
         start = noise(script.seed, take.first, shape).to(given.device)
-        latent = denoise(predict, start, given, self._sampling, tell)
+        latent = denoise(self._forwards, start, given, self._sampling, tell)
         return self._develop(take, latent, reference.correction, lambda: tell(self._sampling.steps))
 
     def _develop(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
 import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'infinite-talk[gpu]'")
@@ -13,6 +16,25 @@ from model_store.infinitetalk.sampler import Sampling, denoise, noise, timesteps
 from model_store.infinitetalk.step_skipping import KeptBlocks, skipped_steps  # noqa: E402
 
 SHAPE = (16, 5, 4, 6)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Forwards that predict what a function of latent and branch says."""
+
+    make: Callable[[torch.Tensor, Branch], torch.Tensor]
+
+    def begin(self, told: object, keeps: bool) -> None:
+        pass
+
+    def predict(
+        self, latent: torch.Tensor, time: float, branches: Sequence[Branch], skip: bool, before: Callable[[], None]
+    ) -> dict[Branch, torch.Tensor]:
+        found = {}
+        for branch in branches:
+            before()
+            found[branch] = self.make(latent, branch)
+        return found
 
 
 def test_times_fall_from_pure_noise_to_none_and_dwell_where_the_shift_says() -> None:
@@ -27,13 +49,13 @@ def test_a_straight_flow_is_followed_to_its_end(steps: int) -> None:
     start, goal = noise(1, 0, SHAPE), noise(2, 0, SHAPE)
     given = goal[:, :1].clone()
 
-    def predict(latent: torch.Tensor, time: float, branch: Branch, kept: object, skip: bool) -> torch.Tensor:
+    def predict(latent: torch.Tensor, _: Branch) -> torch.Tensor:
         assert torch.equal(latent[:, :1], given), "the clean beginning is not in the latent"
         flow = start - goal  # the prediction is noise minus video
         flow[:, :1] = 0
         return flow
 
-    result = denoise(predict, start, given, Sampling(steps, 3.0, Guidance(1, 1)))
+    result = denoise(Made(predict), start, given, Sampling(steps, 3.0, Guidance(1, 1)))
     assert torch.allclose(result, goal, atol=1e-5)
 
 
@@ -50,12 +72,12 @@ def test_guidance_joins_as_many_forwards_as_it_needs(guidance: Guidance, wanted:
     values = {branch: noise(place, 7, SHAPE) for place, branch in enumerate(Branch)}
     asked: list[Branch] = []
 
-    def predict(latent: torch.Tensor, time: float, branch: Branch, kept: object, skip: bool) -> torch.Tensor:
+    def predict(_: torch.Tensor, branch: Branch) -> torch.Tensor:
         asked.append(branch)
         return values[branch]
 
     start = noise(9, 0, SHAPE)
-    result = denoise(predict, start, start[:, :0], Sampling(1, 1.0, guidance))
+    result = denoise(Made(predict), start, start[:, :0], Sampling(1, 1.0, guidance))
     order = (Branch.FULL, Branch.NO_TEXT, Branch.NO_AUDIO, Branch.NOTHING)
     assert torch.allclose(start - result, wanted(*(values[branch] for branch in order)), atol=1e-4)  # type: ignore[operator]
     assert len(asked) == (3 if guidance.text != 1 else 2 if guidance.audio != 1 else 1)
@@ -99,7 +121,7 @@ def test_what_the_listener_raises_stops_before_the_next_forward() -> None:
 
     start = noise(0, 0, SHAPE)
     with pytest.raises(KeyboardInterrupt):
-        denoise(predict, start, start[:, :1], Sampling(9, 1.0, Guidance(5, 4)), stop)
+        denoise(Made(predict), start, start[:, :1], Sampling(9, 1.0, Guidance(5, 4)), stop)
     assert forwards == 4
 
 
