@@ -31,8 +31,8 @@ quality: $(VENV)/.dev
 
 # The GPU's own Python where it has torch, else the virtual environment's.
 bench-gpu:
-	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) -m bench.gpu.model && $(PYTHON) -m bench.gpu.engine; \
-	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model && $(BIN)/python -m bench.gpu.engine; \
+	@if $(PYTHON) -c 'import torch' 2>/dev/null; then $(PYTHON) -m bench.gpu.model && $(PYTHON) -m bench.gpu.engine && $(PYTHON) -m bench.gpu.several; \
+	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model && $(BIN)/python -m bench.gpu.engine && $(BIN)/python -m bench.gpu.several; \
 	else echo 'bench-gpu skipped: no Python with torch: make PYTHON=... bench-gpu'; fi
 
 # Every kernel beside its peers on a GPU; without one, what the compiler makes of each for sm_80, sm_89 and sm_90.

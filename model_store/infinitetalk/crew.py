@@ -49,7 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class _Take:
+class TakeOrder:
     """A take begins: shapes and dtypes of what is new in :class:`Told`, in its order."""
 
     new: Mapping[str, tuple[tuple[int, ...], torch.dtype]]
@@ -61,7 +61,7 @@ class _Take:
 
 
 @dataclass(frozen=True)
-class _Round:
+class RoundOrder:
     """Forwards that run at a time, one a group; the latent comes by broadcast."""
 
     shape: tuple[int, ...]
@@ -109,7 +109,7 @@ class Member:
                 if rank in members:
                     self._shares[share] = SequenceShare(group)
 
-    def begin(self, take: _Take, told: Mapping[str, Tensor] | None = None) -> None:
+    def begin(self, take: TakeOrder, told: Mapping[str, Tensor] | None = None) -> None:
         """Begin a take; ``told`` holds what is new, where this is the leader."""
         for name, (shape, dtype) in take.new.items():
             value = (
@@ -119,7 +119,7 @@ class Member:
             self._told[name] = value
         self.forwards.begin(Told(**self._told), take.keeps)
 
-    def compute(self, work: _Round, latent: Tensor | None = None) -> dict[Branch, Tensor]:
+    def compute(self, work: RoundOrder, latent: Tensor | None = None) -> dict[Branch, Tensor]:
         """Take part in a round; all its predictions, ``latent`` given where this is the leader."""
         given = torch.empty(work.shape, device=self._device) if latent is None else latent.to(self._device).contiguous()
         dist.broadcast(given, src=0)
@@ -206,7 +206,7 @@ class Crew:
         """See ``Forwards``."""
         given = {name: getattr(told, name) for name in _NAMES}
         new = {name: value for name, value in given.items() if self._told.get(name) is not value}
-        take = _Take({name: (tuple(value.shape), value.dtype) for name, value in new.items()}, keeps)
+        take = TakeOrder({name: (tuple(value.shape), value.dtype) for name, value in new.items()}, keeps)
         self._tell(take)
         self._require_member().begin(take, new)
         self._told = given
@@ -220,7 +220,7 @@ class Crew:
         found: dict[Branch, Tensor] = {}
         for start in range(0, len(branches), division.groups):
             before()
-            work = _Round(tuple(latent.shape), time, tuple(branches[start : start + division.groups]), skip, division)
+            work = RoundOrder(tuple(latent.shape), time, tuple(branches[start : start + division.groups]), skip, division)
             self._tell(work)
             found |= self._require_member().compute(work, latent)
         return {branch: found[branch].to(latent.device) for branch in branches}

@@ -46,9 +46,14 @@ def divide(processes: int, branches: int, heads: int, tokens: int) -> Division:
         heads: attention heads of the model.
         tokens: of one latent frame.
     """
+    every = divisions(processes, branches, heads, tokens)
+    return min(every, key=lambda division: (_cost(division, branches), division.processes))
+
+
+def divisions(processes: int, branches: int, heads: int, tokens: int) -> list[Division]:
+    """All that can be computed; arguments as of :func:`divide`."""
     shares = [share for share in range(1, processes + 1) if heads % share == 0 and tokens % share == 0]
-    possible = [Division(groups, share) for share in shares for groups in range(1, min(branches, processes // share) + 1)]
-    return min(possible, key=lambda division: (_cost(division, branches), division.processes))
+    return [Division(groups, share) for share in shares for groups in range(1, min(branches, processes // share) + 1)]
 
 
 def _cost(division: Division, branches: int) -> float:
