@@ -15,6 +15,9 @@ BUILT_IN: Mapping[str, str] = {
 }
 """Engine name -> ``module:class``, imported only when the engine is asked for (one of them needs torch)."""
 
+PHOTOS_ONLY = frozenset({"portrait"})
+"""Built-in engines that dub no video (``video_not_supported``), known without importing them."""
+
 ENTRY_POINTS = "infinite_talk.engines"
 
 

@@ -23,7 +23,7 @@ from service.api.context import context_of
 from service.api.errors import status_of
 from service.api.loopback import LoopbackOnly
 from service.api.paths import PrintablePaths
-from service.intake import VideoOptions
+from service.intake import Given, VideoOptions
 from service.logs import start_logging
 from service.room import Room
 from service.settings import load_settings
@@ -58,7 +58,7 @@ class BoundedGenerate:
 
 
 class Generate(VideoOptions):
-    """The fields of POST /v1/videos, with the files themselves."""
+    """The fields of POST /v1/videos, with the files themselves. Pictures only: Bento's clients send no file that is optional."""
 
     image: Path = Field(description="The picture: JPEG, PNG or WebP.")
     audio: Path = Field(description="The speech: WAV, MP3, FLAC, OGG or M4A.")
@@ -96,7 +96,7 @@ class InfiniteTalk:
             request = VideoOptions.model_validate(fields)
             with ExitStack() as stack:
                 image, audio = (_upload(path, stack) for path in files)
-                video = await context.jobs.submit(tenant, request, image, audio)
+                video = await context.jobs.submit(tenant, request, Given(image=image, audio=audio))
         except InfiniteTalkError as error:
             raise Refused(error) from None
         return video.model_dump(mode="json")

@@ -35,6 +35,7 @@ from service.media.background import BackgroundEncoder
 from service.media.fragments import ChunkEncoder
 from service.media.picture import load_picture, thumbnail
 from service.media.sound import SoundTrack, encode_sound_segments, sound_init_segment
+from service.media.source import VideoSource
 from service.media.speech import open_speech
 from service.media.video import write_video
 from service.memory import bounded_memory
@@ -143,13 +144,15 @@ class EngineChild:
         audio, workdir = Path(order["audio"]), Path(order["workdir"])
         with ExitStack() as opened:
             with bounded_memory(MEDIA_MEMORY):
-                picture = load_picture(Path(order["image"]))
+                file = Path(order["reference"])
+                reference = opened.enter_context(VideoSource(file)) if order["reference_kind"] == "video" else load_picture(file)
+                shown = reference.frame_at(0) if isinstance(reference, VideoSource) else reference
                 speech = opened.enter_context(
                     open_speech(audio, max_seconds=order["max_seconds"], seconds=order["seconds"], workdir=workdir)
                 )
-            width, height = _size(order, (picture.shape[1], picture.shape[0]))
+            width, height = _size(order, (shown.shape[1], shown.shape[0]))
             request = PerformanceRequest(
-                reference=picture,
+                reference=reference,
                 speech=speech,
                 width=width,
                 height=height,

@@ -13,8 +13,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstr
 
 from model_store.engine import MAX_SIDE, MIN_SIDE
 from model_store.errors import InfiniteTalkError
+from model_store.registry import PHOTOS_ONLY
 from service.addresses import LONGEST_URL, require_url
-from service.job import Input, Job, job_folder
+from service.job import Input, Job, ReferenceKind, job_folder
 from service.ledger import Ledger
 from service.media import sniff
 from service.settings import JobClass, Settings
@@ -25,9 +26,10 @@ from service.uploads import Upload, Uploads
 IDEMPOTENCY_KEY = re.compile(r"[\x20-\x7e]{1,255}")
 _WIDEST_ASPECT = 4.0
 _PIECE = 1 << 20
-_NOUNS = {"image": "picture", "audio": "audio"}
+_NOUNS = {"image": "picture", "video": "video", "audio": "audio"}
 """Form fields and the nouns that codes about their content begin with, everywhere the same."""
 _PICTURES = {sniff.JPEG, sniff.PNG, sniff.WEBP}
+_VIDEOS = {sniff.MP4, sniff.WEBM}
 
 
 def _parse_json(value: object) -> object:
@@ -83,13 +85,30 @@ class VideoChanges(VideoOptions):
     image: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
         None, max_length=64, description="Id of an uploaded file."
     )
+    video: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
+        None, max_length=64, description="Id of an uploaded file: a video to be dubbed, in place of `image`."
+    )
     audio: Annotated[str | None, BeforeValidator(_empty_is_none)] = Field(
         None, max_length=64, description="Id of an uploaded file."
     )
 
 
 class VideoRequest(VideoChanges):
-    """What a new video is asked for with. `image` and `audio` are ids of uploaded files, or parts of the form."""
+    """What a new video is asked for with. `image` or `video`, and `audio`, are ids of uploaded files, or parts of the form."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """The files of a request, each a part of it or the id of an uploaded one; a remix may leave all to its source."""
+
+    image: Upload | str | None = None
+    video: Upload | str | None = None
+    audio: Upload | str | None = None
+
+    @property
+    def reference(self) -> Upload | str | None:
+        """What performs."""
+        return self.image if self.video is None else self.video
 
 
 @dataclass(frozen=True)
@@ -112,8 +131,7 @@ class Intake:
         self,
         tenant: str,
         request: VideoOptions,
-        image: Upload | str | None,
-        audio: Upload | str | None,
+        given: Given,
         idempotency_key: str | None = None,
         source: Job | None = None,
     ) -> Submission:
@@ -122,17 +140,18 @@ class Intake:
         Args:
             tenant: whose job.
             request: what is asked.
-            image, audio: a part of the request, or the id of an uploaded file; None takes the source's.
+            given: its files; what is None is the source's.
             idempotency_key: makes repeating the request harmless.
             source: the job whose inputs and choices stand where the request says nothing (a remix).
 
         Raises:
             InfiniteTalkError: the request cannot become a job; ``idempotency_conflict`` if the key has been used for another.
         """
-        self._require_sense(request, image, audio, source)
-        old_image, old_audio = (source.image, source.audio) if source else (None, None)
-        image_origin, audio_origin = _origin(image, old_image), _origin(audio, old_audio)
-        fingerprint = _fingerprint(request, image_origin, audio_origin, source)
+        kind = _kind(given, source)
+        self._require_sense(request, given, kind, source)
+        old_reference, old_audio = (source.reference, source.audio) if source else (None, None)
+        reference_origin, audio_origin = _origin(given.reference, old_reference), _origin(given.audio, old_audio)
+        fingerprint = _fingerprint(request, kind, reference_origin, audio_origin, source)
         video_id = self.ledger.video_id(tenant, idempotency_key)
         standing = self.ledger.job(tenant, video_id)
         if standing is not None:
@@ -149,23 +168,30 @@ class Intake:
             video_id,
             fingerprint,
             request,
-            self._store(folder, "image", image, old_image, image_origin),
-            self._store(folder, "audio", audio, old_audio, audio_origin),
+            kind,
+            self._store(folder, kind, given.reference, old_reference, reference_origin),
+            self._store(folder, "audio", given.audio, old_audio, audio_origin),
             source,
         )
         standing = self.ledger.create(job)
         if standing.token == job.token:
             return Submission(job, created=True)
-        kept = {standing.image.key, standing.audio.key}
-        self.ledger.store.delete(*({job.image.key, job.audio.key} - kept))
+        kept = {standing.reference.key, standing.audio.key}
+        self.ledger.store.delete(*({job.reference.key, job.audio.key} - kept))
         return _same(standing, fingerprint)
 
-    def _require_sense(
-        self, request: VideoOptions, image: Upload | str | None, audio: Upload | str | None, source: Job | None
-    ) -> None:
-        if source is None or image is not None or audio is not None:
-            for name, given, what in (("image", image, "a picture"), ("audio", audio, "a speech recording")):
-                if given is None and source is None:
+    def _require_sense(self, request: VideoOptions, given: Given, kind: ReferenceKind, source: Job | None) -> None:
+        if given.image is not None and given.video is not None:
+            raise InfiniteTalkError(
+                "reference_ambiguous", "image and video are given: send the one that is to perform.", param="video"
+            )
+        if source is None or given.reference is not None or given.audio is not None:
+            wanted = (
+                ("image", given.reference, "a picture, or as video one to be dubbed,"),
+                ("audio", given.audio, "a recording"),
+            )
+            for name, file, what in wanted:
+                if file is None and source is None:
                     raise InfiniteTalkError(
                         f"{name}_required",
                         f"{name} is missing: send {what} as a form part, or the id of an uploaded file.",
@@ -182,6 +208,13 @@ class Intake:
                 "engine_unknown",
                 f"There is no model {request.model!r} here: choose {', '.join(self.settings.engines)}.",
                 param="model",
+            )
+        engine = request.model or (source.engine if source else self.settings.engines[0])
+        if kind == "video" and engine in PHOTOS_ONLY:
+            raise InfiniteTalkError(
+                "video_not_supported",
+                f"The model {engine} animates photos: send an image, or choose a model that dubs videos, such as infinitetalk.",
+                param="video" if given.video is not None else "model",
             )
         if request.size and (request.resolution or request.aspect_ratio):
             raise InfiniteTalkError(
@@ -207,7 +240,15 @@ class Intake:
             )
 
     def _job(
-        self, tenant: str, video_id: str, fingerprint: str, request: VideoOptions, image: Input, audio: Input, source: Job | None
+        self,
+        tenant: str,
+        video_id: str,
+        fingerprint: str,
+        request: VideoOptions,
+        kind: ReferenceKind,
+        reference: Input,
+        audio: Input,
+        source: Job | None,
     ) -> Job:
         now = time.time()
         given = {
@@ -238,7 +279,8 @@ class Intake:
             created_at=now,
             expires_at=now + self.settings.retention_seconds,
             fingerprint=fingerprint,
-            image=image,
+            reference=reference,
+            reference_kind=kind,
             audio=audio,
             start_before=now + request.start_within_seconds if request.start_within_seconds else None,
             webhook_url=request.webhook_url,
@@ -249,7 +291,11 @@ class Intake:
 
     def _store(self, folder: str, name: str, given: Upload | str | None, inherited: Input | None, origin: str) -> Input:
         key = f"{folder}inputs/{name}-{hashlib.sha256(origin.encode()).hexdigest()[:16]}"
-        largest = self.settings.max_image_bytes if name == "image" else self.settings.max_audio_bytes
+        largest = {
+            "image": self.settings.max_image_bytes,
+            "video": self.settings.max_video_bytes,
+            "audio": self.settings.max_audio_bytes,
+        }[name]
         tenant = folder.split("/")[1]
         if isinstance(given, Upload):
             _require_size(name, given.size, largest)
@@ -276,6 +322,13 @@ class Intake:
             raise InfiniteTalkError("file_not_found", "The file has just been deleted: upload it again.", param=param) from None
 
 
+def _kind(given: Given, source: Job | None) -> ReferenceKind:
+    """What the reference is, once what is given has replaced the source's."""
+    if given.reference is None and source is not None:
+        return source.reference_kind
+    return "image" if given.video is None else "video"
+
+
 def _origin(given: Upload | str | None, inherited: Input | None) -> str:
     """What makes two inputs the same: their bytes, the file they name, or the video they come from."""
     if isinstance(given, Upload):
@@ -289,9 +342,9 @@ def _origin(given: Upload | str | None, inherited: Input | None) -> str:
     return inherited.origin if inherited else ""
 
 
-def _fingerprint(request: VideoOptions, image: str, audio: str, source: Job | None) -> str:
-    asked = request.model_dump(mode="json", exclude={"image", "audio"}, exclude_none=True)
-    asked.update(image=image, audio=audio, source=source.id if source else None)
+def _fingerprint(request: VideoOptions, kind: ReferenceKind, reference: str, audio: str, source: Job | None) -> str:
+    asked = request.model_dump(mode="json", exclude={"image", "video", "audio"}, exclude_none=True)
+    asked.update({kind: reference, "audio": audio, "source": source.id if source else None})
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
@@ -320,6 +373,8 @@ def _require_kind(name: str, head: bytes) -> None:
     kind = sniff.sniff(head)
     if name == "image" and kind not in _PICTURES:
         raise InfiniteTalkError("picture_unsupported", f"image is {kind.name}: use a JPEG, PNG or WebP picture.", param=name)
+    if name == "video" and kind not in _VIDEOS:
+        raise InfiniteTalkError("video_unsupported", f"video is {kind.name}: use an MP4, MOV or WebM video.", param=name)
     if name == "audio" and not kind.demuxer:
         raise InfiniteTalkError(
             "audio_unsupported", f"audio is {kind.name}: use a WAV, MP3, FLAC, OGG or M4A recording.", param=name

@@ -4,7 +4,7 @@
 object, below the job's own folder     what it says
 =====================================  ==================================================================
 ``job.json``                           :class:`Job`: what was asked
-``inputs/...``                         picture and speech, as they came
+``inputs/...``                         picture or video, and speech, as they came
 ``attempts/<chunk>/<n>.json``          :class:`Attempt`: a worker began to work at that chunk
 ``attempts/<chunk>/<n>.returned``      that worker gave the job back in order
 ``plan.json``                          :class:`PlanRecord`: size, frames and chunks, and how players begin
@@ -34,20 +34,23 @@ Status = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 Stage = Literal["queued", "waiting", "load", "prepare", "listen", "perform", "finish", "done"]
 """Where a job stands: ``waiting`` is between two workers, ``finish`` joins the chunks, the others are the engine's own words."""
 
+ReferenceKind = Literal["image", "video"]
+
 VIDEO_ID = re.compile(r"video_[0-9a-f]{24}")
 TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 DEFAULT_TENANT = "default"
 """Whose everything is as long as there are no keys."""
 
-RECORD_VERSION = 1
-"""Of a job's objects. Raised by a release whose records the one before would misread; each reads the one before its own."""
+RECORD_VERSION = 2
+"""The newest version of a job's objects that this release reads; it reads the one before, too. A record carries the lowest
+version whose readers understand it: 1, or 2 where a video is dubbed. A release that knows less leaves the job alone."""
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", validate_by_name=True, validate_by_alias=True)
 
     def to_bytes(self) -> bytes:
-        return self.model_dump_json().encode()
+        return self.model_dump_json(by_alias=True).encode()
 
 
 def new_token() -> str:
@@ -66,7 +69,7 @@ class Input(_Record):
 
 
 class Job(_Record):
-    """What was asked. Times are seconds since 1970."""
+    """What was asked. Times are seconds since 1970. ``reference`` is what performs: a picture, or a video to be dubbed."""
 
     id: str
     tenant: str
@@ -76,7 +79,8 @@ class Job(_Record):
     fingerprint: str
     engine: str
     job_class: JobClass
-    image: Input
+    reference: Input = Field(validation_alias="image", serialization_alias="image")  # its name when there were only pictures
+    reference_kind: ReferenceKind = "image"
     audio: Input
     prompt: str = ""
     seed: int = 0
@@ -92,7 +96,7 @@ class Job(_Record):
     start_before: float | None = None
     max_run_seconds: float
     remixed_from: str | None = None
-    record_version: int = RECORD_VERSION
+    record_version: int = Field(default_factory=lambda fields: 2 if fields["reference_kind"] == "video" else 1)
 
 
 class Attempt(_Record):

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from model_store.errors import InfiniteTalkError
 from service.events import Events
 from service.index import Index, Order
-from service.intake import Intake, VideoOptions
+from service.intake import Given, Intake, VideoOptions
 from service.job import VIDEO_ID, Job, Live, Outcome
 from service.ledger import Ledger
 from service.limits import Quota
 from service.metrics import JOBS_SUBMITTED
 from service.queue import Queue, QueueUnavailable
 from service.settings import Settings
-from service.uploads import Upload
 from service.video import Video, describe
 
 ENDED = {"completed", "failed", "cancelled"}
@@ -42,8 +41,7 @@ class Jobs:
         self,
         tenant: str,
         request: VideoOptions,
-        image: Upload | str | None,
-        audio: Upload | str | None,
+        given: Given,
         idempotency_key: str | None = None,
         source: Job | None = None,
     ) -> Video:
@@ -53,7 +51,7 @@ class Jobs:
         ):
             await self._require_room()
             await self.quota.admit_job(tenant)
-        submission = await asyncio.to_thread(self.intake.submit, tenant, request, image, audio, idempotency_key, source)
+        submission = await asyncio.to_thread(self.intake.submit, tenant, request, given, idempotency_key, source)
         job = submission.job
         if submission.created:
             JOBS_SUBMITTED.labels(job.engine, job.job_class).inc()

@@ -269,7 +269,7 @@ class Run:
                 return None
 
     async def _fetch_inputs(self, workdir: Path) -> None:
-        for name, source in (("image", self.job.image), ("audio", self.job.audio)):
+        for name, source in (("reference", self.job.reference), ("audio", self.job.audio)):
             if (workdir / name).exists():
                 continue
             await _insisting(self._download, source.key, workdir / name)
@@ -317,7 +317,8 @@ class Run:
         job = self.job
         return {
             "engine": job.engine,
-            "image": str(workdir / "image"),
+            "reference": str(workdir / "reference"),
+            "reference_kind": job.reference_kind,
             "audio": str(workdir / "audio"),
             "workdir": str(workdir),
             "max_seconds": self.place.settings.max_video_seconds,

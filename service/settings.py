@@ -64,6 +64,7 @@ class Settings(BaseSettings):
     presign_seconds: int = Field(3600, ge=60, le=604800, description="How long a presigned URL works, in seconds.")
 
     max_image_bytes: int = Field(20_000_000, ge=1, description="Largest picture, in bytes.")
+    max_video_bytes: int = Field(500_000_000, ge=1, description="Largest video to be dubbed, in bytes.")
     max_audio_bytes: int = Field(500_000_000, ge=1, description="Largest speech recording, in bytes.")
     max_video_seconds: float = Field(14_400, gt=0, description="Longest video, in seconds.")
     max_queued_jobs: int = Field(1000, ge=1, description="Jobs that may wait; further ones are refused with 429.")

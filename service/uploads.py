@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, ConfigDict
 
 from model_store.errors import InfiniteTalkError
+from service.settings import Settings
 from service.storage import ObjectMissing, Store
 
 FILE_ID = re.compile(r"file_[0-9a-f]{24}")
@@ -41,6 +42,11 @@ class FileRecord(BaseModel):
     created_at: float
     expires_at: float
     status: Literal["pending", "uploaded"] = "pending"
+
+
+def largest_file(settings: Settings) -> int:
+    """The most bytes of one file, whatever it turns out to be."""
+    return max(settings.max_image_bytes, settings.max_video_bytes, settings.max_audio_bytes)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from service.settings import JobClass, Settings
 from service.storage import StoreUnavailable, open_store
 from service.tracing import span, start_tracing
 from service.turns import Turns
-from service.uploads import Uploads
+from service.uploads import Uploads, largest_file
 
 GATE_SECONDS = 0.1
 """How often an idle worker decides which classes of jobs it claims."""
@@ -62,7 +62,7 @@ class Worker:
         self.settings = settings
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self.ledger = Ledger(open_store(settings))
-        self.uploads = Uploads(self.ledger.store, settings.retention_seconds, settings.max_audio_bytes)
+        self.uploads = Uploads(self.ledger.store, settings.retention_seconds, largest_file(settings))
         self.queue = Queue(settings, self.perform)
         self.index = Index(self.queue, self.ledger)
         self.quota = Quota(settings, self.ledger.store, self.queue)

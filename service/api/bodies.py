@@ -119,7 +119,7 @@ class BodyLimit:
 
 def largest_body(settings: Settings) -> int:
     """The most bytes of one request: both files, and the form around them."""
-    return settings.max_image_bytes + settings.max_audio_bytes + FORM_OVERHEAD_BYTES
+    return max(settings.max_image_bytes, settings.max_video_bytes) + settings.max_audio_bytes + FORM_OVERHEAD_BYTES
 
 
 def _too_large_text(largest: int) -> str:

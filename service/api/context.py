@@ -24,7 +24,7 @@ from service.reconcile import Reconciler
 from service.settings import Settings
 from service.storage import Store, open_store
 from service.tracing import start_tracing
-from service.uploads import Uploads
+from service.uploads import Uploads, largest_file
 from service.webhooks import Deliverer
 
 
@@ -57,7 +57,7 @@ async def open_context(settings: Settings) -> AsyncIterator[Context]:
     start_tracing("infinitetalk-api")
     store = open_store(settings)
     ledger = Ledger(store)
-    uploads = Uploads(store, settings.retention_seconds, max(settings.max_image_bytes, settings.max_audio_bytes))
+    uploads = Uploads(store, settings.retention_seconds, largest_file(settings))
     async with AsyncExitStack() as stack:
         queue = await stack.enter_async_context(Queue(settings))
         index = Index(queue, ledger)

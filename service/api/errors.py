@@ -50,6 +50,7 @@ STATUS: Mapping[str, int] = {
     "request_too_large": 413,
     "file_too_large": 413,
     "picture_too_large": 413,
+    "video_too_large": 413,
     "audio_too_large": 413,
     "content_type_unsupported": 415,
     "queue_full": 429,

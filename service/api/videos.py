@@ -13,7 +13,7 @@ from service.api.bodies import Body, read_body
 from service.api.context import Service, Tenant
 from service.api.errors import RESPONSES
 from service.index import Order
-from service.intake import IDEMPOTENCY_KEY, VideoChanges, VideoRequest
+from service.intake import IDEMPOTENCY_KEY, Given, VideoChanges, VideoRequest
 from service.uploads import Upload
 from service.video import Video
 
@@ -62,8 +62,14 @@ def _request_body(model: type[BaseModel], required: list[str], files: bool) -> d
         "format": "binary",
         "description": "The speech: WAV, MP3, FLAC, OGG or M4A; or the id of an uploaded file.",
     }
+    film = {
+        "type": "string",
+        "format": "binary",
+        "description": "A video to be dubbed, in place of `image`: MP4, MOV or WebM; or the id of an uploaded file.",
+    }
     alias = {**picture, "description": "Another name of `image`, for clients that call it so."}
-    form = {**schema, "properties": {**schema["properties"], "image": picture, "audio": speech, "input_reference": alias}}
+    files_of_form = {"image": picture, "video": film, "audio": speech, "input_reference": alias}
+    form = {**schema, "properties": {**schema["properties"], **files_of_form}}
     return {
         "requestBody": {
             "required": True,
@@ -89,8 +95,8 @@ async def create_video(
 ) -> Video:
     """The video is made in the background: look at it with `GET /v1/videos/{id}`, or listen to its events."""
     async with read_body(request) as body:
-        image, audio = _input(body, "image", "input_reference"), _input(body, "audio")
-        video = await service.jobs.submit(tenant, body.parse(VideoRequest), image, audio, _checked(idempotency_key))
+        given = _files(body)
+        video = await service.jobs.submit(tenant, body.parse(VideoRequest), given, _checked(idempotency_key))
     return await _waited(response, service, tenant, video, prefer)
 
 
@@ -144,12 +150,16 @@ async def remix_video(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Video:
-    """What is not given stays as it was. A new `image` or `audio` needs `consent` again."""
+    """What is not given stays as it was. A new `image`, `video` or `audio` needs `consent` again."""
     source = await service.jobs.find(tenant, video_id)
     async with read_body(request) as body:
-        image, audio = _input(body, "image", "input_reference"), _input(body, "audio")
-        video = await service.jobs.submit(tenant, body.parse(VideoChanges), image, audio, _checked(idempotency_key), source)
+        given = _files(body)
+        video = await service.jobs.submit(tenant, body.parse(VideoChanges), given, _checked(idempotency_key), source)
     return await _waited(response, service, tenant, video, prefer)
+
+
+def _files(body: Body) -> Given:
+    return Given(_input(body, "image", "input_reference"), _input(body, "video"), _input(body, "audio"))
 
 
 def _input(body: Body, name: str, *aliases: str) -> Upload | str | None:

@@ -46,6 +46,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Dep
         "INFINITETALK_WORKER_PORT": str(probes),
         "INFINITETALK_METRICS_PORT": str(metrics),
         "INFINITETALK_MAX_IMAGE_BYTES": "2000000",
+        "INFINITETALK_MAX_VIDEO_BYTES": "4000000",
         "INFINITETALK_MAX_AUDIO_BYTES": "8000000",
     }
     deployment = servers.Deployment(tmp_path_factory.mktemp("deployment"), settings)

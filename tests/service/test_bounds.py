@@ -24,6 +24,7 @@ def tight(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
         "INFINITETALK_MAX_CONNECTIONS": str(MOST_CONNECTIONS),
         "INFINITETALK_MAX_UPLOADS": str(MOST_UPLOADS),
         "INFINITETALK_MAX_IMAGE_BYTES": "2000000",
+        "INFINITETALK_MAX_VIDEO_BYTES": "4000000",
         "INFINITETALK_MAX_AUDIO_BYTES": "8000000",
         "INFINITETALK_METRICS_PORT": str(free_ports(1)[0]),
     }

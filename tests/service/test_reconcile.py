@@ -14,7 +14,7 @@ from servers import Process, eventually, free_ports, valkey_command
 
 from service.events import Events
 from service.index import Index
-from service.intake import Intake, VideoRequest
+from service.intake import Given, Intake, VideoRequest
 from service.job import DEFAULT_TENANT, Job, Outcome
 from service.jobs import Jobs
 from service.ledger import Ledger
@@ -62,8 +62,8 @@ class House:
     def submit(self, picture: Path, speech: Path) -> Job:
         """Write a record, and die before the queue hears of it."""
         with picture.open("rb") as image, speech.open("rb") as audio:
-            uploads = [Upload(file.name, "x/y", os.fstat(file.fileno()).st_size, file) for file in (image, audio)]
-            return self.intake.submit(DEFAULT_TENANT, VideoRequest(consent=True), *uploads).job
+            face, voice = [Upload(file.name, "x/y", os.fstat(file.fileno()).st_size, file) for file in (image, audio)]
+            return self.intake.submit(DEFAULT_TENANT, VideoRequest(consent=True), Given(image=face, audio=voice)).job
 
     def age(self, key: str, seconds: float) -> None:
         """Make an object look older."""

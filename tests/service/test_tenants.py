@@ -225,7 +225,7 @@ def test_jobs_of_many_tenants_take_turns(tenants: int, each: int, guarded: Deplo
         content = Input(key="k", bytes=1, filename="f", content_type="t", origin="o")
         return Job(
             id=f"video_{tenant:012x}{number:012x}", tenant=f"t{tenant}", expires_at=time.time() + 3600, fingerprint="f",
-            engine="none", job_class="batch", image=content, audio=content, max_run_seconds=60,
+            engine="none", job_class="batch", reference=content, audio=content, max_run_seconds=60,
         )  # fmt: skip
 
     jobs = {made.id: made for tenant in range(tenants) for number in range(each) if (made := job(tenant, number))}

@@ -147,7 +147,7 @@ class House:
         content = Input(key="k", bytes=1, filename="f", content_type="t", origin="o")
         job = Job(
             id=self.ledger.video_id("t", None), tenant="t", expires_at=time.time() + 3600, fingerprint="f", engine="steady",
-            job_class="batch", image=content, audio=content, max_run_seconds=60, webhook_url=url,
+            job_class="batch", reference=content, audio=content, max_run_seconds=60, webhook_url=url,
         )  # fmt: skip
         self.ledger.create(job)
         assert self.ledger.finish(job, Outcome(status="cancelled"))

@@ -48,7 +48,8 @@ class Child:
     def perform(self, workdir: Path, *checkpoint: bytes, **changes: Any) -> Iterator[Message]:
         order = {
             "engine": "infinitetalk",
-            "image": str(PHOTO),
+            "reference": str(PHOTO),
+            "reference_kind": "image",
             "audio": str(VOICE),
             "workdir": str(workdir),
             "max_seconds": 60,

@@ -11,11 +11,14 @@ from typing import ClassVar
 import numpy as np
 
 from model_store.engine import (
+    FPS,
     Checkpoint,
     Chunk,
     Engine,
+    FrameSource,
     OnProgress,
     PerformanceRequest,
+    Picture,
     Plan,
     Progress,
     no_progress,
@@ -23,6 +26,14 @@ from model_store.engine import (
 from model_store.errors import InfiniteTalkError
 
 CHUNK_FRAMES = 16
+
+
+def _shown(request: PerformanceRequest, frame: int) -> Picture:
+    """The reference at a frame of the output, in its size."""
+    whole = request.reference.frame_at(frame / FPS) if isinstance(request.reference, FrameSource) else request.reference
+    rows = np.linspace(0, whole.shape[0] - 1, request.height).astype(int)
+    columns = np.linspace(0, whole.shape[1] - 1, request.width).astype(int)
+    return whole[rows][:, columns]
 
 
 class SteadyEngine(Engine):
@@ -48,10 +59,6 @@ class SteadyEngine(Engine):
             index = checkpoint.next_chunk
             (state,) = struct.unpack("<Q", checkpoint.state)
         pace = float(request.options.get("frame_seconds", 0.0))
-        assert isinstance(request.reference, np.ndarray)
-        rows = np.linspace(0, request.reference.shape[0] - 1, request.height).astype(int)
-        columns = np.linspace(0, request.reference.shape[1] - 1, request.width).astype(int)
-        picture = request.reference[rows][:, columns]
         np.ones(int(request.options.get("allocate_gib", 0)) << 27)
         for number in range(index, plan.chunks):
             if request.options.get("crash_at") == number:
@@ -63,6 +70,6 @@ class SteadyEngine(Engine):
                     on_progress(Progress("perform", number, position, stop - start))
                 time.sleep(pace)
                 state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-                frames[position] = np.roll(picture, state >> 60, axis=1)
+                frames[position] = np.roll(_shown(request, start + position), state >> 60, axis=1)
                 frames[position, : 8 + (state >> 59), :8] = state >> 56
             yield Chunk(number, start, frames, Checkpoint(self.name, self.version, number + 1, struct.pack("<Q", state)))
