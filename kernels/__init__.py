@@ -12,16 +12,10 @@ from kernels.layer_norms import (
 )
 from kernels.linear import EightBitWeight, layer_precision, linear_eight_bit, quantise_weight
 from kernels.quantise import gelu_tanh_quantised, quantise_rows
+from kernels.quantise_attention import EightBitQK, EightBitV, qk_norm_rope_quantised, quantise_qk, quantise_v
 from kernels.rms_rope import qk_norm_rope, rms_norm, rope_1d
 from kernels.self_attention import attention, attention_with_lse, merge_attention
-from kernels.self_attention_eight_bit import (
-    EightBitQK,
-    EightBitV,
-    eight_bit_attention,
-    qk_norm_rope_quantised,
-    quantise_qk,
-    quantise_v,
-)
+from kernels.self_attention_eight_bit import eight_bit_attention, eight_bit_attention_with_lse
 from kernels.self_attention_sparse import BlockList, block_sparse_attention, select_blocks
 
 __all__ = [
@@ -34,6 +28,7 @@ __all__ = [
     "block_sparse_attention",
     "class_attention_map",
     "eight_bit_attention",
+    "eight_bit_attention_with_lse",
     "framewise_attention",
     "gelu_tanh",
     "gelu_tanh_quantised",

@@ -38,7 +38,8 @@ class FlashInputs:
     """Operands of one launch; see the module for what each optional one selects.
 
     q [Lq, H*D]; k [Lk, H*D]; v [Lk, H*D], or [H*D, padded Lk] fp8; q_scale [H, Lq], k_scale [H, ceil(Lk / K_GROUP)],
-    v_scale and v_mean [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count [H, ceil(Lq / Q_BLOCK)] int32.
+    k_mean, v_scale and v_mean [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count
+    [H, ceil(Lq / Q_BLOCK)] int32.
     """
 
     q: Tensor
@@ -46,6 +47,7 @@ class FlashInputs:
     v: Tensor
     q_scale: Tensor | None = None
     k_scale: Tensor | None = None
+    k_mean: Tensor | None = None
     v_scale: Tensor | None = None
     v_mean: Tensor | None = None
     block_list: Tensor | None = None
@@ -110,6 +112,7 @@ def _flash_kernel(
     lse,
     q_scale,
     k_scale,
+    k_mean,
     v_scale,
     v_mean,
     block_list,
@@ -211,7 +214,12 @@ def _flash_kernel(
     store_tile(out + channel, mixed, row, q_len, out_stride, HEAD_DIM, BLOCK_M)
     if lse is not None:
         index = row + tl.arange(0, BLOCK_M)
-        natural = (peak + tl.log2(total) - LIFT) * 0.6931471805599453
+        natural = peak + tl.log2(total) - LIFT
+        if EIGHT_BIT_QK:
+            # The scores that K's mean would have added, the same for all keys of a query.
+            mean = tl.load(k_mean + channel + tl.arange(0, HEAD_DIM))
+            natural += tl.sum(query.to(tl.float32) * mean[None, :], 1) * factor
+        natural *= 0.6931471805599453
         tl.store(lse + head * q_len + index, natural, mask=index < q_len)
 
 
@@ -246,6 +254,7 @@ def start_flash(setting: str, inputs: FlashInputs, num_heads: int, scale: float 
         lse,
         inputs.q_scale,
         inputs.k_scale,
+        inputs.k_mean,
         inputs.v_scale,
         inputs.v_mean,
         inputs.block_list,

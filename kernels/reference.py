@@ -268,21 +268,24 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return _merge_heads(merged).to(parts[0][0].dtype)
 
 
-def quantise_qk(q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype = torch.int8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q and k [L, H*D] in 8 bits for attention: (q, q_scale [H, Lq], k, k_scale [H, ceil(Lk / K_GROUP)]), scales fp32.
+def quantise_qk(
+    q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype = torch.int8
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """q and k [L, H*D] in 8 bits for attention: (q, q_scale [H, Lq], k, k_scale [H, ceil(Lk / K_GROUP)], mean of k [H*D] fp32).
 
     A scale for each query and head, and for each K_GROUP keys and head. K's mean over tokens is taken away first: it adds the
     same number to all scores of a query, which softmax does not see, and it is what spoils 8-bit keys (arXiv:2410.02367).
     """
     wide = _working_dtype(q, k)
     qh, kh = (_split_heads(x, num_heads, wide) for x in (q, k))
-    kh = kh - kh.mean(-2, keepdim=True)
+    mean = kh.mean(-2, keepdim=True)
+    kh = kh - mean
     q_scale = qh.abs().amax(-1).clamp(min=1e-12) / LARGEST[dtype]
     peaks = F.pad(kh.abs().amax(-1), (0, -k.shape[0] % K_GROUP)).unflatten(-1, (-1, K_GROUP)).amax(-1)
     k_scale = peaks.clamp(min=1e-12) / LARGEST[dtype]
     each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
     values = [_merge_heads(to_eight_bits(x, dtype)) for x in (qh / q_scale.unsqueeze(-1), kh / each_key)]
-    return values[0], q_scale.float(), values[1], k_scale.float()
+    return values[0], q_scale.float(), values[1], k_scale.float(), mean.flatten().float()
 
 
 def quantise_v(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,12 +301,12 @@ def quantise_v(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return padded.to(torch.float8_e4m3fn).contiguous(), scale.float(), mean.float()
 
 
-def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor) -> tuple[Tensor, Tensor]:
-    """fp32 q and (mean-free) k [L, H*D] from what ``quantise_qk`` gives."""
+def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, k_mean: Tensor) -> tuple[Tensor, Tensor]:
+    """fp32 q and k [L, H*D] from what ``quantise_qk`` gives."""
     num_heads = q_scale.shape[0]
     each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
     qh, kh = (_split_heads(x.float(), num_heads, torch.float32) for x in (q, k))
-    return _merge_heads(qh * q_scale.unsqueeze(-1)), _merge_heads(kh * each_key)
+    return _merge_heads(qh * q_scale.unsqueeze(-1)), _merge_heads(kh * each_key) + k_mean
 
 
 def dequantise_v(values: Tensor, scale: Tensor, mean: Tensor, length: int) -> Tensor:
@@ -314,10 +317,17 @@ def dequantise_v(values: Tensor, scale: Tensor, mean: Tensor, length: int) -> Te
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, block_list: Tensor, block_count: Tensor, scale: float | None = None
 ) -> Tensor:
+    """The output of ``block_sparse_attention_with_lse``, [Lq, H*D]."""
+    return block_sparse_attention_with_lse(q, k, v, num_heads, block_list, block_count, scale)[0]
+
+
+def block_sparse_attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, block_list: Tensor, block_count: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
     """Attention in which Q_BLOCK queries see only the K_BLOCK-key blocks listed for them.
 
     q [Lq, H*D], k and v [Lk, H*D]; block_list [H, ceil(Lq / Q_BLOCK), widest], of whose last axis the first block_count
-    [H, ceil(Lq / Q_BLOCK)] entries count, ascending.
+    [H, ceil(Lq / Q_BLOCK)] entries count, ascending. Also the natural log-sum-exp of the scores seen, [H, Lq].
     """
     dtype = _working_dtype(q, k, v)
     qh, kh, vh = (_split_heads(x, num_heads, dtype) for x in (q, k, v))
@@ -326,9 +336,10 @@ def block_sparse_attention(
     listed = torch.arange(block_list.shape[-1], device=q.device) < block_count.unsqueeze(-1)
     seen = torch.zeros((*block_count.shape, blocks + 1), dtype=torch.bool, device=q.device)
     seen.scatter_(-1, torch.where(listed, block_list.long(), blocks), True)
-    out = torch.empty_like(qh)
+    out, lse = torch.empty_like(qh), torch.empty_like(qh[..., 0])
     for index, rows in enumerate(range(0, q.shape[0], Q_BLOCK)):
         keys = seen[:, index, :blocks].repeat_interleave(K_BLOCK, dim=-1)[:, None, : k.shape[0]]
         scores = (qh[:, rows : rows + Q_BLOCK] @ kh.transpose(-1, -2) * scale).masked_fill(~keys, float("-inf"))
         out[:, rows : rows + Q_BLOCK] = scores.softmax(-1) @ vh
-    return _merge_heads(out).to(q.dtype)
+        lse[:, rows : rows + Q_BLOCK] = scores.logsumexp(-1)
+    return _merge_heads(out).to(q.dtype), lse

@@ -50,7 +50,8 @@ def rope_1d(x: Tensor, positions: Tensor, num_heads: int, theta: float = 1e4) ->
 
 @jit
 @no_type_check
-def _rotated(values, cos, sin, columns_of_pairs, pairs, width, PART: tl.constexpr, RAGGED: tl.constexpr):
+def rotated_part(values, cos, sin, columns_of_pairs, pairs, PART: tl.constexpr):
+    """A part of a row, whole heads, turned by the row's cosines and sines."""
     even, odd = tl.split(tl.reshape(values, [PART // 2, 2]))
     pair = columns_of_pairs % pairs
     c = tl.load(cos + pair).to(tl.float32)
@@ -123,9 +124,9 @@ def _one_row(
     if cos is not None:
         cos += row * table_stride
         sin += row * table_stride
-        head = _rotated(head, cos, sin, tl.arange(0, HEAD // 2), pairs, width, HEAD, False)
+        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), pairs, HEAD)
         if TAIL > 0:
-            tail = _rotated(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), pairs, width, TAIL, RAGGED)
+            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), pairs, TAIL)
     write_part(out, head_columns, head, width, False)
     if TAIL > 0:
         write_part(out, tail_columns, tail, width, RAGGED)

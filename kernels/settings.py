@@ -98,8 +98,10 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
         "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
         "sm_90": Launch(num_warps=8, num_stages=3, block_m=128, block_n=64, tma=True),
     },
+    # A chunk of block_m rows of 5120 one after another, each 20 values a thread, and as many of their sums.
+    "quantise_qk": _everywhere(Launch(num_warps=8, block_m=32)),
     # Tiles of K_GROUP or V_PADDING tokens and one head, 64 values a thread.
-    "quantise_qk": _everywhere(Launch(num_warps=8, block_m=128)),
+    "quantise_tiles": _everywhere(Launch(num_warps=8)),
     "channel_statistics": _everywhere(Launch(num_warps=4, block_m=64, block_n=512)),
     "int8_linear": {
         "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import kernels
 from kernels import reference
+from kernels.quantise_attention import EightBitQK, EightBitV
 from kernels.reference import K_BLOCK, K_GROUP, Q_BLOCK, V_PADDING
-from kernels.self_attention_eight_bit import EightBitQK, EightBitV
 from kernels.self_attention_sparse import BlockList
 
 WIDTH, HEADS, HEAD_DIM, FFN = 5120, 40, 128, 13_824
@@ -317,7 +317,8 @@ def _prepared_eight_bit(shape: Shape, device: str, values: str) -> tuple[EightBi
     groups = -(-length // K_GROUP)
     q, k = ((noise(length, WIDTH, device=device) * 30).clamp(-127, 127).to(torch.int8) for _ in range(2))
     q_scale = torch.full((HEADS, length), 1 / 30, device=device)
-    qk = EightBitQK(q, q_scale, k, torch.full((HEADS, groups), 1 / 30, device=device))
+    k_scale, k_mean = torch.full((HEADS, groups), 1 / 30, device=device), torch.zeros(WIDTH, device=device)
+    qk = EightBitQK(q, q_scale, k, k_scale, k_mean)
     if values == "bf16":
         return qk, noise(length, WIDTH, device=device)
     padded = -(-length // V_PADDING) * V_PADDING

@@ -210,13 +210,53 @@ def test_eight_bit_attention_adds_no_error_to_its_operands(architecture: Archite
     assert relative_l1(got.double() - mean, exact) <= (0.03 if fp8_values else 1e-3)
 
 
-def test_norm_rope_and_quantisation_in_one() -> None:
-    q, k, v = qkv(150, 150, 128)
-    weights, angles = noise(2, 128, seed=5, dtype=torch.float32), noise(150, 32, seed=6, dtype=torch.float32) * 9
-    qk = kernels.qk_norm_rope_quantised(q, k, weights[0], weights[1], angles.cos(), angles.sin(), 2)
-    got = kernels.eight_bit_attention(qk, v, 2, out_dtype=torch.float16)
-    rotated = reference.qk_norm_rope(q.double(), k.double(), weights[0], weights[1], angles.cos(), angles.sin(), 2)
-    exact = reference.attention(*rotated, v, 2)
+@pytest.mark.parametrize("fp8_values", [False, True])
+def test_eight_bit_attention_over_parts_of_the_keys_merges(architecture: Architecture, fp8_values: bool) -> None:
+    """Each part is centred by its own mean, and the log-sum-exp knows of it."""
+    if architecture == "sm_80" and fp8_values:
+        pytest.skip("sm_80 has no fp8")
+    q, k, v = half(130, 128), long_tailed(300, 128, 1), long_tailed(300, 128, 2)
+    k[170:] += 1.5
+    parts = []
+    with dispatch.pretend(architecture):
+        for some in (slice(0, 170), slice(170, 300)):
+            values = kernels.quantise_v(v[some]) if fp8_values else v[some]
+            qk = kernels.quantise_qk(q, k[some], 2)
+            out, lse = kernels.eight_bit_attention_with_lse(qk, values, 2, 0.05, out_dtype=torch.float16)
+            assert torch.equal(out, kernels.eight_bit_attention(qk, values, 2, 0.05, out_dtype=torch.float16))
+            _, wanted = reference.attention_with_lse(q.double(), k[some], v[some], 2, 0.05)
+            assert (lse - wanted).abs().max() < 0.1
+            parts.append((out, lse))
+    exact = reference.attention(q.double(), k, v, 2, 0.05)
+    merged = kernels.merge_attention(parts)
+    assert cosine(merged, exact) >= 0.998
+    assert relative_l1(merged, exact) <= 0.07
+
+
+def test_the_log_sum_exp_of_blocks_in_eight_bits() -> None:
+    q, k, v = qkv(200, 300, 64)
+    blocks = kernels.select_blocks(q, k, 2, 0.6, least_similarity=-1)
+    _, lse = kernels.eight_bit_attention_with_lse(kernels.quantise_qk(q, k, 2), v, 2, blocks=blocks, out_dtype=torch.float16)
+    _, wanted = reference.block_sparse_attention_with_lse(q.double(), k, v, 2, blocks.listed, blocks.counts)
+    assert (lse - wanted).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("heads", [1, 2, 3, 5, 7])  # rows of one power of two, of two, and with a ragged end
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_norm_rope_and_quantisation_in_one(heads: int, dtype: torch.dtype) -> None:
+    width = 64 * heads
+    q, k, v = qkv(150, 150, width)
+    weights, angles = noise(2, width, seed=5, dtype=torch.float32), noise(150, 32, seed=6, dtype=torch.float32) * 9
+    qk = kernels.qk_norm_rope_quantised(q, k, weights[0], weights[1], angles.cos(), angles.sin(), heads, dtype=dtype)
+    rotated = reference.qk_norm_rope(q.double(), k.double(), weights[0], weights[1], angles.cos(), angles.sin(), heads)
+    for got, wanted in zip(qk, reference.quantise_qk(*rotated, heads, dtype), strict=True):
+        assert got.shape == wanted.shape
+        different = (got.float() - wanted.float()).abs() > 1e-3 * wanted.float().abs() + 1e-5
+        assert different.float().mean() < (1e-2 if dtype == torch.int8 else 6e-2)  # fp8 is rounded otherwise by the interpreter
+    if dtype == torch.float8_e4m3fn:
+        return
+    got = kernels.eight_bit_attention(qk, v, heads, out_dtype=torch.float16)
+    exact = reference.attention(*rotated, v, heads)
     assert cosine(got, exact) >= 0.999
     assert relative_l1(got, exact) <= 0.03
 
@@ -275,6 +315,7 @@ def operators() -> list[tuple[str, tuple[object, ...]]]:
         ("quantise_qk", (q, k, *nothing, 2, 0.0, torch.int8)),
         ("quantise_v", (v,)),
         ("eight_bit_attention", (*qk, v, *nothing, 2, None, torch.float16)),
+        ("eight_bit_attention_with_lse", (*qk, v, *nothing, 2, None, torch.float16)),
         ("linear_eight_bit", (*rows, *rows, None, torch.float16)),
     ]
 
