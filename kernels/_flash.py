@@ -144,6 +144,10 @@ def _flash_kernel(
         index = row + tl.arange(0, BLOCK_M)
         factor = factor * tl.load(q_scale + head * q_len + index, mask=index < q_len, other=1.0)
         k_scale += head * tl.cdiv(k_len, GROUP)
+        if lse is not None:
+            # What K's mean would have added to the scores, the same for all keys of a query; here, where registers are free.
+            mean = tl.load(k_mean + channel + tl.arange(0, HEAD_DIM))
+            centre = tl.sum(query.to(tl.float32) * mean[None, :], 1) * factor * 0.6931471805599453
     if block_list is not None:
         entry = head * tl.cdiv(q_len, LIST_ROWS) + row // LIST_ROWS
         block_list += entry.to(tl.int64) * widest
@@ -214,12 +218,9 @@ def _flash_kernel(
     store_tile(out + channel, mixed, row, q_len, out_stride, HEAD_DIM, BLOCK_M)
     if lse is not None:
         index = row + tl.arange(0, BLOCK_M)
-        natural = peak + tl.log2(total) - LIFT
+        natural = (peak + tl.log2(total) - LIFT) * 0.6931471805599453
         if EIGHT_BIT_QK:
-            # The scores that K's mean would have added, the same for all keys of a query.
-            mean = tl.load(k_mean + channel + tl.arange(0, HEAD_DIM))
-            natural += tl.sum(query.to(tl.float32) * mean[None, :], 1) * factor
-        natural *= 0.6931471805599453
+            natural += centre
         tl.store(lse + head * q_len + index, natural, mask=index < q_len)
 
 

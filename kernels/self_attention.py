@@ -3,12 +3,16 @@
 Served by cuDNN, torch's default (FlashAttention-2) or the Triton kernel of ``_flash``, in the order that published figures
 give for each architecture at head_dim 128 and long sequences, not causal: on sm_90 cuDNN bf16 595-631 TFLOP/s against 480-560
 for Triton; on sm_80 and sm_89 FlashAttention-2, cuDNN being slower there. The bench compares them on a device at hand, and
-``INFINITETALK_KERNELS=attention=...`` chooses another.
+``INFINITETALK_KERNELS=attention=...`` chooses another. FlashAttention-3 (``fa3``, arXiv:2407.08608) serves where its package is
+installed and it is asked for: published figures put it level with cuDNN, and none was measured here.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from importlib import import_module
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +68,10 @@ def _attention_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float 
     sdpa = Option("sdpa", "torch's default, FlashAttention-2 for 16 bits", None if q.device.type == "cuda" else "no GPU")
     cudnn = Option("cudnn", "the fastest published 16-bit kernel for long sequences", _cudnn_obstacle(q, num_heads))
     plain = Option("reference", "plain torch serves everything")
-    chosen = choose("attention", (cudnn, sdpa, triton, plain) if not INTERPRETED else (triton, plain))
+    fa3 = Option("fa3", "FlashAttention-3, asked for", _fa3_obstacle(q, num_heads))
+    chosen = choose("attention", (cudnn, sdpa, triton, plain, fa3) if not INTERPRETED else (triton, plain, fa3))
+    if chosen == "fa3":
+        return flash_attention_3(q, k, v, num_heads, scale)
     if chosen == "cudnn":
         # First choice, not only choice: what cuDNN turns down (odd lengths on some versions) goes to the next.
         backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
@@ -88,6 +95,29 @@ def _cudnn_obstacle(q: Tensor, num_heads: int) -> str | None:
         return "cuDNN's attention is ahead on Hopper only"
     head_dim = q.shape[-1] // num_heads
     return None if head_dim % 8 == 0 and head_dim <= 128 else f"head_dim {head_dim} is not a multiple of 8 up to 128"
+
+
+def flash_attention_3(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
+    """``attention`` by the package ``flash_attn_interface``, on Hopper."""
+    heads = [x.reshape(1, x.shape[0], num_heads, -1) for x in (q, k, v)]
+    answer = import_module("flash_attn_interface").flash_attn_func(*heads, softmax_scale=scale)
+    out: Tensor = answer[0] if isinstance(answer, tuple) else answer  # earlier releases give the log-sum-exp, too
+    return out.reshape(q.shape)
+
+
+@functools.cache
+def _has_flash_attention_3() -> bool:
+    return find_spec("flash_attn_interface") is not None
+
+
+def _fa3_obstacle(q: Tensor, num_heads: int) -> str | None:
+    if not _has_flash_attention_3():
+        return "FlashAttention-3 (the package flash_attn_interface) is not installed"
+    if q.device.type != "cuda" or torch.cuda.get_device_capability(q.device) != (9, 0):
+        return "FlashAttention-3 is for Hopper"
+    if q.dtype not in SIXTEEN_BIT:
+        return f"FlashAttention-3 takes 16 bits here, not {q.dtype}"
+    return None if q.shape[-1] // num_heads in (64, 128) else f"head_dim {q.shape[-1] // num_heads} is neither 64 nor 128"
 
 
 @operation("attention_with_lse", fake=lambda q, _k, _v, num_heads, _s: (room(q), empty_lse(q, num_heads)))

@@ -21,6 +21,7 @@ import kernels
 from kernels import reference
 from kernels.quantise_attention import EightBitQK, EightBitV
 from kernels.reference import K_BLOCK, K_GROUP, Q_BLOCK, V_PADDING
+from kernels.self_attention import flash_attention_3
 from kernels.self_attention_sparse import BlockList
 
 WIDTH, HEADS, HEAD_DIM, FFN = 5120, 40, 128, 13_824
@@ -291,6 +292,8 @@ def _self_attention_call(kind: str, q: Tensor, k: Tensor, v: Tensor) -> Call:
     if kind == "lse":
         return lambda: kernels.attention_with_lse(q, k, v, HEADS)
     dtype = FP8 if kind.startswith("fp8") else torch.int8
+    if kind.endswith("lse"):
+        return lambda: kernels.eight_bit_attention_with_lse(kernels.quantise_qk(q, k, HEADS, dtype), v, HEADS)
     if kind.endswith("bf16"):
         return lambda: kernels.eight_bit_attention(kernels.quantise_qk(q, k, HEADS, dtype), v, HEADS)
     return lambda: kernels.eight_bit_attention(kernels.quantise_qk(q, k, HEADS, dtype), kernels.quantise_v(v), HEADS)
@@ -306,6 +309,8 @@ def _attention_peers(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Call]:
         return _tokens(attend(_heads(q), _heads(k), _heads(v)))
 
     peers: dict[str, Call] = {"sdpa": lambda: _sdpa(q, k, v), "sdpa cudnn": cudnn, "flex": flex}
+    if find_spec("flash_attn_interface"):
+        peers["fa3"] = lambda: flash_attention_3(q, k, v, HEADS, None)
     if find_spec("sageattention"):
         peers["sageattention"] = lambda: _tokens(import_module("sageattention").sageattn(_heads(q), _heads(k), _heads(v)))
     return peers
@@ -398,6 +403,7 @@ CASES: tuple[Case, ...] = (
     _case("self-attention, dispatched", "bf16", _self_attention_work, _self_attention, "dispatch"),
     _case("self-attention, Triton with log-sum-exp", "bf16", _self_attention_work, _self_attention, "lse"),
     _case("self-attention, int8 + bf16 values, with quantisation", "int8", _self_attention_work, _self_attention, "int8 + bf16"),
+    _case("self-attention, int8 + bf16 values, log-sum-exp", "int8", _self_attention_work, _self_attention, "int8 + lse"),
     _case("self-attention, int8 + fp8 values, with quantisation", "fp8", _self_attention_work, _self_attention, "int8 + fp8"),
     _case("self-attention, fp8 + fp8 values, with quantisation", "fp8", _self_attention_work, _self_attention, "fp8 + fp8"),
     _case("half the blocks, bf16", "bf16", lambda s: _self_attention_work(s, 0.5), _sparse, "bf16"),

@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 import kernels
 from kernels import dispatch
 from kernels.dispatch import OVERRIDE, Option, architecture_of, choose
+from kernels.self_attention import flash_attention_3
 
 FAST, SLOW, BROKEN = Option("fast", "quick"), Option("slow", "sure"), Option("broken", "new", "it is missing a part")
 
@@ -102,3 +104,27 @@ print(kernels._triton.HAVE_TRITON)
 )
 def test_layers_have_their_precision(layer: str, precision: str) -> None:
     assert kernels.layer_precision(layer) == precision
+
+
+def test_flash_attention_3_is_an_error_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(OVERRIDE, "attention=fa3")
+    with pytest.raises(ValueError, match="flash_attn_interface"):
+        torch.ops.infinite_talk.attention(*(torch.randn(8, 128) for _ in range(3)), 2, None)
+
+
+@pytest.mark.parametrize("with_lse", [False, True])
+def test_flash_attention_3_is_called_as_it_wants(monkeypatch: pytest.MonkeyPatch, with_lse: bool) -> None:
+    """A stand-in with the package's own signature and layout, [batch, tokens, heads, channels]; the package needs a GPU."""
+
+    def flash_attn_func(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, softmax_scale: float | None = None) -> object:
+        heads = [x.transpose(1, 2) for x in (q, k, v)]
+        out = torch.nn.functional.scaled_dot_product_attention(*heads, scale=softmax_scale).transpose(1, 2)
+        return (out, None) if with_lse else out
+
+    package = types.ModuleType("flash_attn_interface")
+    package.__dict__["flash_attn_func"] = flash_attn_func
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", package)
+    q, k, v = torch.randn(9, 128), torch.randn(7, 128), torch.randn(7, 128)
+    for scale in (None, 0.3):
+        got = flash_attention_3(q, k, v, 2, scale)
+        assert torch.allclose(got, kernels.reference.attention(q, k, v, 2, scale), atol=1e-5)
