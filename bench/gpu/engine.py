@@ -19,13 +19,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.gpu import model as bench
+from bench.gpu import report
 
 STEPS, SHIFT, AUDIO = 4, 2.0, 2.0
 SIZES = {"480": (448, 896), "720": (704, 1280)}
@@ -48,35 +47,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="no part is begun after this many")
     parser.add_argument("--chunks", type=int, default=10, help="chunks over which host memory is watched")
     parser.add_argument("--resolution", choices=SIZES, default="480")
-    parser.add_argument("--out", type=Path, default=bench.RESULTS, help="where the table is written")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="where the table is written")
     arguments = parser.parse_args()
-    reason = bench._obstacle()
+    reason = report.obstacle()
     if reason is not None:
         print(f"bench-gpu skipped: {reason}")
         return
-
-    import torch  # noqa: PLC0415 - absent on machines where this is skipped
-
-    device, now = torch.cuda.get_device_name(), datetime.now(UTC)
-    name = "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
-    head = bench._head(device, now).replace("Model bench", "Engine bench").replace("bench.gpu.model", "bench.gpu.engine")
-    table = bench.Table(arguments.out / f"engine-{name}-{arguments.resolution}-{now:%Y%m%d}.md", head)
-    deadline = time.monotonic() + arguments.minutes * 60
-
-    def part(what: str, run: Callable[[], None]) -> None:
-        if time.monotonic() > deadline:
-            table.row(what, "not run", f"the {arguments.minutes:g} minutes were over")
-            return
-        try:
-            run()
-        except torch.OutOfMemoryError:
-            table.row(what, "not run", "the GPU's memory is too small")
-        except Exception as error:  # a part that fails must not take the others' results with it
-            table.row(what, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        finally:
-            gc.collect()
-            torch.cuda.empty_cache()
-
+    bench = report.Report("engine", arguments.out, arguments.minutes, arguments.resolution)
+    table, part, deadline = bench.table, bench.part, bench.deadline
     size = SIZES[arguments.resolution]
     part("whole", lambda: _mode(table, "whole", size, arguments.chunks, deadline))
     part("diffusers' parts", lambda: _diffusers(table, size))
@@ -188,7 +166,7 @@ def _clocks(models: Any) -> Iterator[dict[str, float]]:
         correction.apply = apply  # type: ignore[method-assign]
 
 
-def _mode(table: bench.Table, mode: str, size: tuple[int, int], chunks: int, deadline: float) -> None:
+def _mode(table: report.Table, mode: str, size: tuple[int, int], chunks: int, deadline: float) -> None:
     import torch  # noqa: PLC0415
 
     from model_store.engine import Plan  # noqa: PLC0415
@@ -198,7 +176,7 @@ def _mode(table: bench.Table, mode: str, size: tuple[int, int], chunks: int, dea
     from model_store.infinitetalk.stream import Loop, Script, State  # noqa: PLC0415
 
     parts = _parts(mode)
-    table.row(f"**{mode}**", "", f"weights and encoders take {torch.cuda.memory_allocated() / bench.GIB:.1f} GiB of the GPU")
+    table.row(f"**{mode}**", "", f"weights and encoders take {torch.cuda.memory_allocated() / report.GIB:.1f} GiB of the GPU")
     frames = 81 + 72 * (max(chunks, 3) + 4)
 
     def clock(what: str, act: Callable[[], Any]) -> Any:
@@ -231,7 +209,7 @@ def _mode(table: bench.Table, mode: str, size: tuple[int, int], chunks: int, dea
         next(stream)
         torch.cuda.synchronize()
         took = time.monotonic() - began
-        peak = torch.cuda.max_memory_allocated() / bench.GIB
+        peak = torch.cuda.max_memory_allocated() / report.GIB
         note = f"{STEPS} steps, {took / SECONDS_A_CHUNK:.1f} times the length of its 2.88 s; peak {peak:.1f} GiB"
         table.row(f"**{mode}: a chunk, {label}**", f"**{took:.2f} s**", note)
         with _clocks(parts.models) as spent:
@@ -248,19 +226,19 @@ def _mode(table: bench.Table, mode: str, size: tuple[int, int], chunks: int, dea
         _copies(table, parts.models.transformer)
 
 
-def _host_memory(table: bench.Table, stream: Iterator[Any], chunks: int, deadline: float) -> None:
+def _host_memory(table: report.Table, stream: Iterator[Any], chunks: int, deadline: float) -> None:
     seen = []
     for _ in range(chunks):
         if time.monotonic() > deadline:
             break
         next(stream)
-        seen.append(bench._host("VmRSS") / bench.GIB)
+        seen.append(report.host_bytes("VmRSS") / report.GIB)
     if len(seen) > 1:
         note = f"{seen[0]:.2f} GiB after the first, {seen[-1]:.2f} after the last, at most {max(seen):.2f}"
         table.row(f"host memory over {len(seen)} chunks", f"{seen[-1] - seen[0]:+.3f} GiB", note)
 
 
-def _copies(table: bench.Table, transformer: Any) -> None:
+def _copies(table: report.Table, transformer: Any) -> None:
     """What bringing every visiting block in costs without anything to compute meanwhile."""
     import torch  # noqa: PLC0415
 
@@ -271,13 +249,13 @@ def _copies(table: bench.Table, transformer: Any) -> None:
         for stretch in offload._host.values():
             offload._slots[0][: len(stretch)].copy_(stretch, non_blocking=True)
 
-    seconds = bench._seconds(copy_all, 1, 3)
+    seconds = report.device_seconds(copy_all, 1, 3)
     torch.cuda.synchronize()
     note = f"{size / 1e9:.1f} GB in {len(offload._host)} blocks, {size / 1e9 / seconds:.0f} GB/s; hidden behind each forward"
     table.row("offload: copying the visiting blocks alone", f"{seconds:.2f} s", note)
 
 
-def _diffusers(table: bench.Table, size: tuple[int, int]) -> None:
+def _diffusers(table: report.Table, size: tuple[int, int]) -> None:
     shape = (21, size[0] // 8, size[1] // 8)
     table.row(f"diffusers: {STEPS} forwards, no audio", *_diffusers_transformer(shape))
     gc.collect()
@@ -302,7 +280,7 @@ def _diffusers_transformer(shape: tuple[int, int, int]) -> tuple[str, str]:
     def run() -> None:
         model(hidden, torch.tensor([700.0], device="cuda"), text, clip, return_dict=False)
 
-    return f"{STEPS * bench._seconds(run, 1, 3):.2f} s", "WanTransformer3DModel, eager, SDPA"
+    return f"{STEPS * report.device_seconds(run, 1, 3):.2f} s", "WanTransformer3DModel, eager, SDPA"
 
 
 def _diffusers_autoencoder(shape: tuple[int, int, int]) -> tuple[str, str]:
@@ -312,7 +290,7 @@ def _diffusers_autoencoder(shape: tuple[int, int, int]) -> tuple[str, str]:
     vae = AutoencoderKLWan().to("cuda").eval()
     latent = torch.randn(1, 16, *shape, device="cuda")
     with torch.no_grad():
-        return f"{bench._seconds(lambda: vae.decode(latent, return_dict=False), 1, 2):.2f} s", "AutoencoderKLWan, fp32"
+        return f"{report.device_seconds(lambda: vae.decode(latent, return_dict=False), 1, 2):.2f} s", "AutoencoderKLWan, fp32"
 
 
 if __name__ == "__main__":

@@ -12,40 +12,17 @@ is left out, with the reason in the table. The table is printed and written to `
 from __future__ import annotations
 
 import argparse
-import gc
-import re
 import shutil
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-FRAMES = 81
+from bench.gpu import report
+
 SIZES = {"480x832": (480, 832), "720x1280": (720, 1280)}
 TIMESTEP = 700.0
-RESULTS = Path(__file__).parent / "results"
-GIB = 2**30
-
-
-class Table:
-    """Rows as they come in, printed at once and written at the end of every stage, so that a bench cut short leaves a table."""
-
-    def __init__(self, path: Path, head: str) -> None:
-        self._path = path
-        self._lines = [head, "", "| what | value | note |", "|---|---|---|"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        print("\n".join(self._lines), flush=True)
-
-    def row(self, what: str, value: str, note: str = "") -> None:
-        """Add a row."""
-        self._lines.append(f"| {what} | {value} | {note} |")
-        print(self._lines[-1], flush=True)
-        self._path.write_text("\n".join(self._lines) + "\n")
 
 
 def main() -> None:
@@ -53,110 +30,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Bench of the full-size model.")
     parser.add_argument("--minutes", type=float, default=9.0, help="no stage is begun after this many")
     parser.add_argument("--folder", type=Path, default=None, help="where 38 GB of weight files are written and deleted again")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where the table is written")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="where the table is written")
     arguments = parser.parse_args()
-    reason = _obstacle()
+    reason = report.obstacle()
     if reason is not None:
         print(f"bench-gpu skipped: {reason}")
-        sys.exit(0)
-
-    import torch  # noqa: PLC0415 - absent on machines where this is skipped
-
-    device = torch.cuda.get_device_name()
-    now = datetime.now(UTC)
-    name = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
-    table = Table(arguments.out / f"model-{name}-{now:%Y%m%d}.md", _head(device, now))
-    deadline = time.monotonic() + arguments.minutes * 60
-
-    def stage(what: str, run: Callable[[], None]) -> None:
-        if time.monotonic() > deadline:
-            table.row(what, "not run", f"the {arguments.minutes:g} minutes were over")
-            return
-        try:
-            run()
-        except torch.OutOfMemoryError:
-            table.row(what, "not run", "the GPU's memory is too small")
-        except Exception as error:  # a stage that fails must not take the others' results with it
-            table.row(what, "failed", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}")
-        finally:
-            gc.collect()
-            torch.cuda.empty_cache()
-
+        return
+    bench = report.Report("model", arguments.out, arguments.minutes)
+    table, stage = bench.table, bench.part
     ours: dict[str, float] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as scratch:
-        stage("transformer", lambda: _transformer(table, Path(scratch), ours, deadline))
-    stage("diffusers", lambda: _diffusers(table, ours, deadline))
+        stage("transformer", lambda: _transformer(table, Path(scratch), ours, bench.deadline))
+    stage("diffusers", lambda: _diffusers(table, ours, bench.deadline))
     stage("autoencoder", lambda: _autoencoder(table))
-
-
-def _obstacle() -> str | None:
-    try:
-        import torch  # noqa: PLC0415
-    except ImportError:
-        return "torch is not installed"
-    if not torch.cuda.is_available():
-        return "there is no NVIDIA GPU here"
-    if torch.cuda.get_device_capability() < (8, 0):
-        return f"{torch.cuda.get_device_name()} is older than Ampere"
-    return None
-
-
-def _head(device: str, now: datetime) -> str:
-    import torch  # noqa: PLC0415
-
-    def version(package: str) -> str:
-        from importlib.metadata import PackageNotFoundError  # noqa: PLC0415
-        from importlib.metadata import version as installed  # noqa: PLC0415
-
-        try:
-            return installed(package)
-        except PackageNotFoundError:
-            return "absent"
-
-    driver = subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    ).stdout.split("\n")[0]
-    packages = ", ".join(f"{package} {version(package)}" for package in ("triton", "diffusers", "transformers"))
-    return (
-        f"# Model bench, {device}\n\n"
-        f"{now:%Y-%m-%d %H:%M} UTC. Driver {driver or 'unknown'}, CUDA {torch.version.cuda}, torch {torch.__version__}, "
-        f"{packages}, Python {sys.version.split()[0]}. One chunk of {FRAMES} frames, bf16, random weights and inputs. "
-        "By `python -m bench.gpu.model`."
-    )
-
-
-def _host(field: str) -> int:
-    """A line of /proc/self/status in bytes."""
-    match = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
-    return int(match[1]) * 1024 if match else 0
-
-
-def _seconds(run: Callable[[], object], warm: int, runs: int) -> float:
-    """Median seconds on the device."""
-    import torch  # noqa: PLC0415
-
-    for _ in range(warm):
-        run()
-    torch.cuda.synchronize()
-    times = []
-    for _ in range(runs):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        stop.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(stop) / 1000)
-    return statistics.median(times)
 
 
 def _inputs(size: tuple[int, int], people: int) -> dict[str, Any]:
     import torch  # noqa: PLC0415
 
-    frames, height, width = 1 + (FRAMES - 1) // 4, size[0] // 8, size[1] // 8
+    frames, height, width = 1 + (report.FRAMES - 1) // 4, size[0] // 8, size[1] // 8
 
     def noise(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, device="cuda")
@@ -171,12 +63,12 @@ def _inputs(size: tuple[int, int], people: int) -> dict[str, Any]:
         "text": noise(120, 4096),
         "clip": noise(257, 1280),
         "condition": noise(20, frames, height, width),
-        "audio": noise(people, FRAMES, 5, 12, 768) if people else None,
+        "audio": noise(people, report.FRAMES, 5, 12, 768) if people else None,
         "person_masks": masks if people > 1 else None,
     }
 
 
-def _transformer(table: Table, folder: Path, ours: dict[str, float], deadline: float) -> None:
+def _transformer(table: report.Table, folder: Path, ours: dict[str, float], deadline: float) -> None:
     import torch  # noqa: PLC0415
 
     from bench.gpu.shards import write_shards  # noqa: PLC0415
@@ -189,20 +81,22 @@ def _transformer(table: Table, folder: Path, ours: dict[str, float], deadline: f
         size = sum(parameter.numel() * 2 for parameter in InfiniteTalkTransformer(config).parameters())
     free = shutil.disk_usage(folder).free
     if free < size * 1.02:
-        raise RuntimeError(f"{size / GIB:.0f} GiB are to be written and {free / GIB:.0f} are free: choose another --folder")
+        raise RuntimeError(
+            f"{size / report.GIB:.0f} GiB are to be written and {free / report.GIB:.0f} are free: choose another --folder"
+        )
     began = time.monotonic()
     files = write_shards(folder, config, 7)
     table.row("weights written", f"{size / 1e9:.1f} GB", f"{time.monotonic() - began:.0f} s, 7 files, not part of any result")
 
     torch.zeros(1, device="cuda")
     _reset_host_peak()
-    before = _host("VmRSS")
+    before = report.host_bytes("VmRSS")
     began = time.monotonic()
     model = load_transformer(files, config, device="cuda")
     torch.cuda.synchronize()
     took = time.monotonic() - began
-    peak = _host("VmHWM") - before
-    note = f"host memory's peak {peak / GIB:.1f} GiB ({peak / size:.3f} of the bf16 model), files in the page cache"
+    peak = report.host_bytes("VmHWM") - before
+    note = f"host memory's peak {peak / report.GIB:.1f} GiB ({peak / size:.3f} of the bf16 model), files in the page cache"
     table.row("load to the GPU", f"{took:.1f} s", note)
     for file in files:
         file.unlink()
@@ -215,13 +109,13 @@ def _transformer(table: Table, folder: Path, ours: dict[str, float], deadline: f
                 continue
             given = _inputs(shape, people)
             torch.cuda.reset_peak_memory_stats()
-            seconds = _seconds(lambda g=given: model(**g), 2, runs)
+            seconds = report.device_seconds(lambda g=given: model(**g), 2, runs)
             ours[f"{name}, {label}"] = seconds
-            memory = torch.cuda.max_memory_allocated() / GIB
+            memory = torch.cuda.max_memory_allocated() / report.GIB
             table.row(f"**forward {name}, {label}**", f"**{seconds:.2f} s**", f"peak {memory:.1f} GiB with weights and kept keys")
             if people == 1:
                 with stages(model) as by_stage:
-                    whole = _seconds(lambda g=given: model(**g), 0, 1) * 1000
+                    whole = report.device_seconds(lambda g=given: model(**g), 0, 1) * 1000
                     parts = by_stage()
                 parts["the rest: patches, time, head, gaps"] = whole - sum(parts.values())
                 for part, milliseconds in sorted(parts.items(), key=lambda item: -item[1]):
@@ -237,7 +131,7 @@ def _reset_host_peak() -> None:
         print(f"host memory's peak counts from the start of the process: {error}", file=sys.stderr)
 
 
-def _diffusers(table: Table, ours: dict[str, float], deadline: float) -> None:
+def _diffusers(table: report.Table, ours: dict[str, float], deadline: float) -> None:
     import torch  # noqa: PLC0415
 
     try:
@@ -268,9 +162,9 @@ def _diffusers(table: Table, ours: dict[str, float], deadline: float) -> None:
                     model(h, when, t, c, return_dict=False)
 
             torch.cuda.reset_peak_memory_stats()
-            seconds = _seconds(run, 2, runs)
+            seconds = report.device_seconds(run, 2, runs)
             mine = ours.get(f"{name}, no audio")
-            note = f"peak {torch.cuda.max_memory_allocated() / GIB:.1f} GiB"
+            note = f"peak {torch.cuda.max_memory_allocated() / report.GIB:.1f} GiB"
             if mine is not None:
                 note += f"; ours without audio {mine:.2f} s is {seconds / mine:.2f} times as fast"
             table.row(f"diffusers {kind}, {name}", f"{seconds:.2f} s", note)
@@ -280,7 +174,7 @@ def _diffusers(table: Table, ours: dict[str, float], deadline: float) -> None:
     measure("compiled blocks, SDPA", 3)
 
 
-def _autoencoder(table: Table) -> None:
+def _autoencoder(table: report.Table) -> None:
     import torch  # noqa: PLC0415
 
     try:
@@ -296,14 +190,16 @@ def _autoencoder(table: Table) -> None:
         kind = str(dtype).removeprefix("torch.")
         for name, (height, width) in SIZES.items():
             picture = torch.rand(3, height, width, device="cuda") * 2 - 1
-            latent = torch.randn(16, 1 + (FRAMES - 1) // 4, height // 8, width // 8, device="cuda")
+            latent = torch.randn(16, 1 + (report.FRAMES - 1) // 4, height // 8, width // 8, device="cuda")
             for what, run in (
-                ("encode", lambda v=vae, p=picture: reference_condition(v, p, FRAMES)),
+                ("encode", lambda v=vae, p=picture: reference_condition(v, p, report.FRAMES)),
                 ("decode", lambda v=vae, z=latent: [None for _ in v.decode_stream(z)]),
             ):
                 torch.cuda.reset_peak_memory_stats()
-                seconds = _seconds(run, 1, 2)
-                table.row(f"{what} {name}, {kind}", f"{seconds:.2f} s", f"peak {torch.cuda.max_memory_allocated() / GIB:.1f} GiB")
+                seconds = report.device_seconds(run, 1, 2)
+                table.row(
+                    f"{what} {name}, {kind}", f"{seconds:.2f} s", f"peak {torch.cuda.max_memory_allocated() / report.GIB:.1f} GiB"
+                )
 
 
 if __name__ == "__main__":

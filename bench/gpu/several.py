@@ -13,11 +13,10 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bench.gpu import model as bench
+from bench.gpu import report
 
 SHAPE = (16, 21, 56, 112)  # 448 x 896
 
@@ -26,9 +25,9 @@ def main() -> None:
     """Measure, and write the table."""
     parser = argparse.ArgumentParser(description="Bench of several GPUs.")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=bench.RESULTS, help="where the table is written")
+    parser.add_argument("--out", type=Path, default=report.RESULTS, help="where the table is written")
     arguments = parser.parse_args()
-    reason = bench._obstacle()
+    reason = report.obstacle()
     if reason is None:
         import torch  # noqa: PLC0415 - absent on machines where this is skipped
 
@@ -37,10 +36,8 @@ def main() -> None:
     if reason is not None:
         print(f"bench of several GPUs skipped: {reason}")
         return
-    device, now, processes = torch.cuda.get_device_name(), datetime.now(UTC), torch.cuda.device_count()
-    name = "-".join("".join(c if c.isalnum() else " " for c in device.lower()).split())
-    head = bench._head(device, now).replace("Model bench", f"Bench of {processes} GPUs").replace("gpu.model", "gpu.several")
-    table = bench.Table(arguments.out / f"several-{processes}x-{name}-{now:%Y%m%d}.md", head)
+    processes = torch.cuda.device_count()
+    table = report.Report("several", arguments.out, detail=f"{processes}x").table
     measure(table.row, processes, full_size, SHAPE, arguments.repeats)
 
 
