@@ -16,7 +16,7 @@ from kernels.quantise_attention import EightBitQK, EightBitV, qk_norm_rope_quant
 from kernels.rms_rope import qk_norm_rope, rms_norm, rope_1d
 from kernels.self_attention import attention, attention_with_lse, merge_attention
 from kernels.self_attention_eight_bit import eight_bit_attention, eight_bit_attention_with_lse
-from kernels.self_attention_sparse import BlockList, block_sparse_attention, select_blocks
+from kernels.self_attention_sparse import BlockList, block_sparse_attention, block_sparse_attention_with_lse, select_blocks
 
 __all__ = [
     "BlockList",
@@ -26,6 +26,7 @@ __all__ = [
     "attention",
     "attention_with_lse",
     "block_sparse_attention",
+    "block_sparse_attention_with_lse",
     "class_attention_map",
     "eight_bit_attention",
     "eight_bit_attention_with_lse",

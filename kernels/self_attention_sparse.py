@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import reference
-from kernels._flash import FlashInputs, start_flash
+from kernels._flash import FlashInputs, empty_lse, start_flash
 from kernels._operation import operation, room
 from kernels.dispatch import Option, choose, runs_plain
 from kernels.reference import K_BLOCK, Q_BLOCK
@@ -39,8 +39,15 @@ def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, blocks: BlockList, scale: float | None = None
 ) -> Tensor:
     """Attention of q [Lq, H*D] over those of k, v [Lk, H*D] that its blocks list -> [Lq, H*D]; exact for full lists."""
+    return block_sparse_attention_with_lse(q, k, v, num_heads, blocks, scale)[0]
+
+
+def block_sparse_attention_with_lse(
+    q: Tensor, k: Tensor, v: Tensor, num_heads: int, blocks: BlockList, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """``block_sparse_attention`` and the natural log-sum-exp of every query's scores of those seen, [H, Lq] fp32."""
     if runs_plain(q):
-        return reference.block_sparse_attention(q, k, v, num_heads, blocks.listed, blocks.counts, scale)
+        return _plain(q, k, v, blocks.listed, blocks.counts, num_heads, scale)
     return _block_sparse_op(q, k, v, blocks.listed, blocks.counts, num_heads, scale)
 
 
@@ -115,15 +122,23 @@ def _as_list(kept: Tensor) -> BlockList:
     return BlockList(listed.clamp(max=blocks - 1).to(torch.int32).contiguous(), count)
 
 
-@operation("block_sparse_attention", fake=lambda q, *_: room(q))
+def _plain(
+    q: Tensor, k: Tensor, v: Tensor, block_list: Tensor, block_count: Tensor, num_heads: int, scale: float | None
+) -> tuple[Tensor, Tensor]:
+    out, lse = reference.block_sparse_attention_with_lse(q, k, v, num_heads, block_list, block_count, scale)
+    return out, lse.float()
+
+
+# The log-sum-exp is 4 bytes for each query and head of 256: too little for an operator without it.
+@operation("block_sparse_attention", fake=lambda q, _k, _v, _l, _c, num_heads, _s: (room(q), empty_lse(q, num_heads)))
 def _block_sparse_op(
     q: Tensor, k: Tensor, v: Tensor, block_list: Tensor, block_count: Tensor, num_heads: int, scale: float | None
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     obstacle = sixteen_bit_obstacle("sparse_16bit", num_heads, q, k, v)
     triton = Option("triton", "blocks that are not listed cost nothing", obstacle)
     if choose("block_sparse_attention", (triton, Option("reference", "plain torch serves everything"))) == "reference":
-        return reference.block_sparse_attention(q, k, v, num_heads, block_list, block_count, scale)
-    out = room(q)
+        return _plain(q, k, v, block_list, block_count, num_heads, scale)
+    out, lse = room(q), empty_lse(q, num_heads)
     inputs = FlashInputs(q, k, v, block_list=block_list.contiguous(), block_count=block_count.contiguous())
-    start_flash("sparse_16bit", inputs, num_heads, scale, out, None)
-    return out
+    start_flash("sparse_16bit", inputs, num_heads, scale, out, lse)
+    return out, lse
