@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import psutil
 import redis
 
 from service.embedded import valkey_binary
@@ -107,8 +108,11 @@ class Process:
         self.signal(signal.SIGTERM)
 
     def end(self) -> None:
-        """End the whole session, gently first."""
+        """End the whole session, gently first, and then what it has started in sessions of their own, as BentoML does."""
         assert self._popen is not None
+        offspring: list[psutil.Process] = []
+        with suppress(psutil.Error):
+            offspring = psutil.Process(self._popen.pid).children(recursive=True)
         for number in (signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError):
                 os.killpg(self._popen.pid, number)
@@ -117,6 +121,9 @@ class Process:
                 break
         with suppress(ProcessLookupError):
             os.killpg(self._popen.pid, signal.SIGKILL)
+        for process in offspring:
+            with suppress(psutil.Error):
+                process.kill()
 
     def text(self) -> str:
         return self.log.read_text(errors="replace")

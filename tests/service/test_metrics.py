@@ -10,7 +10,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Client, Deployment, eventually
 
-_ID = re.compile(r"(video|file)_[0-9a-f]|/[0-9a-f]{8}")
+_ID = re.compile(r"(video|file)_[0-9a-f]{8}|/[0-9a-f]{8}")
 _UNITS = ("_seconds", "_bytes", "_total", "_jobs", "_factor", "_up", "_created")
 
 
