@@ -166,7 +166,9 @@ class Crew:
         for rank in range(1, processes):
             ours, theirs = Pipe()
             command = [sys.executable, "-m", "model_store.infinitetalk.follower", str(theirs.fileno())]
-            self._followers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]))
+            # A session of their own: an interrupt at the terminal is for the leader, which decides.
+            follower = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], start_new_session=True)
+            self._followers.append(follower)
             theirs.close()
             ours.send((variant, rank, processes, self._meeting, choice, weights))
             self._pipes.append(ours)

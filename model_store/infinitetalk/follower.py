@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -24,8 +23,10 @@ def main() -> None:
     """Load, meet the others, and follow."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     pipe = Connection(int(sys.argv[1]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupt at the terminal is for the leader, which decides
-    variant, rank, processes, meeting, choice, weights = pipe.recv()
+    try:
+        variant, rank, processes, meeting, choice, weights = pipe.recv()
+    except EOFError:  # it has ended before this process had started
+        return
     orders: queue.SimpleQueue[Any] = queue.SimpleQueue()
     # A thread of its own, so that the leader's end is noticed in the middle of an exchange, too.
     threading.Thread(target=_listen, args=(pipe, orders), daemon=True).start()
