@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -32,27 +33,26 @@ T = TypeVar("T")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports nobody listens on, with room above each for servers that also take port + 10000."""
+    """Ports that nobody listens on, nor on port + 10000, which some servers take too.
+
+    Both lie below 32768, where Linux begins to give ports to outgoing connections: until a server has started, no client of
+    another test can be given one of them.
+    """
     found: list[int] = []
-    holders: list[socket.socket] = []
-    try:
-        while len(found) < count:
-            holder = socket.socket()
-            holders.append(holder)
-            holder.bind(("127.0.0.1", 0))
-            port = holder.getsockname()[1]
-            if port > 55_000:
-                continue
-            with socket.socket() as upper:
-                try:
-                    upper.bind(("127.0.0.1", port + 10_000))
-                except OSError:
-                    continue
+    while len(found) < count:
+        port = random.randrange(10_000, 22_000)
+        if port not in found and all(map(_is_free, (port, port + 10_000))):
             found.append(port)
-    finally:
-        for holder in holders:
-            holder.close()
     return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as holder:
+        try:
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def eventually(condition: Callable[[], T], what: str, seconds: float = PATIENCE, pause: float = 0.2) -> T:
