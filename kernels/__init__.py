@@ -12,7 +12,8 @@ from kernels.layer_norms import (
 )
 from kernels.linear import EightBitWeight, layer_precision, linear_eight_bit, quantise_weight
 from kernels.quantise import gelu_tanh_quantised, quantise_rows
-from kernels.quantise_attention import EightBitQK, EightBitV, qk_norm_rope_quantised, quantise_qk, quantise_v
+from kernels.quantise_qk import EightBitQK, qk_norm_rope_quantised, quantise_qk
+from kernels.quantise_v import EightBitV, quantise_v
 from kernels.rms_rope import qk_norm_rope, rms_norm, rope_1d
 from kernels.self_attention import attention, attention_with_lse, merge_attention
 from kernels.self_attention_eight_bit import eight_bit_attention, eight_bit_attention_with_lse

@@ -3,12 +3,11 @@
 One body serves every variant, since they differ in constants only:
 
 - products q k^T in 16 bits, int8 or fp8 (with a scale for each query row and each group of K_GROUP keys);
-- products p v in 16 bits, or in fp8 from V transposed (fp8 tensor cores read both operands along the keys) with a scale and
-  a mean for each channel; fp8 sums carry 22 bits on Hopper and Ada, so they are promoted to fp32 at every tile of keys;
+- products p v in 16 bits, or in fp8 from what ``quantise_v`` gives: V transposed, with an exponent for each group of keys;
 - all keys, or for each block of Q_BLOCK queries an ascending list of blocks of K_BLOCK keys;
 - tiles through the tensor memory accelerator's descriptors (sm_90) or through pointers (Ampere and Ada spill on descriptors).
 
-Only the last block of keys is masked: lists are ascending, so the ragged end of the keys can stand nowhere else.
+Only the last block of keys is masked, and it comes first: lists are ascending, so the ragged end can stand nowhere else.
 Floor: 4 * Lq * Lk * H * D operations (times the kept share of blocks) over the tensor cores' rate for the type; in 8 bits the
 exponentials, Lq * Lk * H over the special function units' rate, weigh as much.
 """
@@ -23,7 +22,8 @@ from typing import Any, no_type_check
 import torch
 from torch import Tensor
 
-from kernels._softmax import LOG2_E, load_tile, softmax_start, softmax_weights, store_tile
+from kernels._operation import room
+from kernels._softmax import LOG2_E, attend, load_tile, softmax_start, store_tile
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture
 from kernels.reference import K_BLOCK, K_GROUP, Q_BLOCK
@@ -37,8 +37,8 @@ _FP8_LIFT = 8.8
 class FlashInputs:
     """Operands of one launch; see the module for what each optional one selects.
 
-    q [Lq, H*D]; k [Lk, H*D]; v [Lk, H*D], or [H*D, padded Lk] fp8; q_scale [H, Lq], k_scale [H, ceil(Lk / K_GROUP)],
-    k_mean, v_scale and v_mean [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count
+    q [Lq, H*D]; k [Lk, H*D]; v [Lk, H*D], or [H*D, padded Lk] fp8; q_scale [H, Lq], k_scale and v_exponent
+    [H, ceil(Lk / K_GROUP)], k_mean and v_centre [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count
     [H, ceil(Lq / Q_BLOCK)] int32.
     """
 
@@ -48,8 +48,8 @@ class FlashInputs:
     q_scale: Tensor | None = None
     k_scale: Tensor | None = None
     k_mean: Tensor | None = None
-    v_scale: Tensor | None = None
-    v_mean: Tensor | None = None
+    v_exponent: Tensor | None = None
+    v_centre: Tensor | None = None
     block_list: Tensor | None = None
     block_count: Tensor | None = None
 
@@ -67,39 +67,33 @@ def _rows_of(
 @no_type_check
 def _step(
     query,
-    k,
-    v,
-    k_scale,
+    operands,
     start,
-    channel,
-    k_len,
-    k_stride,
-    v_stride,
+    place,
     factor,
-    acc,
-    peak,
-    total,
+    state,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
     GROUP: tl.constexpr,
     MASKED: tl.constexpr,
     EIGHT_BIT_QK: tl.constexpr,
-    EIGHT_BIT_PV: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     TMA: tl.constexpr,
     LIFT: tl.constexpr,
 ):
+    """The keys from ``start`` on, BLOCK_N of them, into the state."""
+    k, v, k_scale, v_exponent = operands
+    channel, k_len, k_stride, v_stride = place
     k_tile = _rows_of(k, start, channel, k_len, k_stride, HEAD_DIM, BLOCK_N, MASKED, TMA)
-    scores = tl.dot(query, tl.trans(k_tile))
     if EIGHT_BIT_QK:
         factor = factor * tl.load(k_scale + start // GROUP)
-    weights, acc, peak, total = softmax_weights(scores, acc, peak, total, factor, k_len - start, MASKED, EIGHT_BIT_QK, LIFT)
-    if EIGHT_BIT_PV:
+    if TRANSPOSED:
         v_tile = v.load([channel, start]) if TMA else load_tile(v + start, channel, 0, v_stride, BLOCK_N, HEAD_DIM, False)
-        acc = tl.dot(weights.to(v_tile.dtype), tl.trans(v_tile), acc, max_num_imprecise_acc=BLOCK_N)
+        exponent = tl.load(v_exponent + start // GROUP)
     else:
+        exponent = 0.0
         v_tile = _rows_of(v, start, channel, k_len, v_stride, HEAD_DIM, BLOCK_N, MASKED, TMA)
-        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc)
-    return acc, peak, total
+    return attend(query, k_tile, v_tile, state, factor, k_len - start, MASKED, EIGHT_BIT_QK, exponent, TRANSPOSED, LIFT)
 
 
 @jit
@@ -113,8 +107,8 @@ def _flash_kernel(
     q_scale,
     k_scale,
     k_mean,
-    v_scale,
-    v_mean,
+    v_exponent,
+    v_centre,
     block_list,
     block_count,
     q_len,
@@ -132,7 +126,7 @@ def _flash_kernel(
     LIST_ROWS: tl.constexpr,
     PIECES: tl.constexpr,
     EIGHT_BIT_QK: tl.constexpr,
-    EIGHT_BIT_PV: tl.constexpr,
+    TRANSPOSED: tl.constexpr,
     TMA: tl.constexpr,
     LIFT: tl.constexpr,
 ):
@@ -144,88 +138,58 @@ def _flash_kernel(
         index = row + tl.arange(0, BLOCK_M)
         factor = factor * tl.load(q_scale + head * q_len + index, mask=index < q_len, other=1.0)
         k_scale += head * tl.cdiv(k_len, GROUP)
-        if lse is not None:
-            # What K's mean would have added to the scores, the same for all keys of a query; here, where registers are free.
-            mean = tl.load(k_mean + channel + tl.arange(0, HEAD_DIM))
-            centre = tl.sum(query.to(tl.float32) * mean[None, :], 1) * factor * 0.6931471805599453
+        # What K's mean would have added to the scores, the same for all keys of a query; here, where registers are free.
+        mean = tl.load(k_mean + channel + tl.arange(0, HEAD_DIM))
+        centre = tl.sum(query.to(tl.float32) * mean[None, :], 1) * factor * 0.6931471805599453
+    if TRANSPOSED:
+        v_exponent += head * tl.cdiv(k_len, GROUP)
+    # ``before`` tiles of keys, and the last one, which alone may be ragged.
     if block_list is not None:
         entry = head * tl.cdiv(q_len, LIST_ROWS) + row // LIST_ROWS
         block_list += entry.to(tl.int64) * widest
-        last = tl.load(block_count + entry) - 1
+        count = tl.load(block_count + entry)
+        block = tl.load(block_list + count - 1)
+        pieces = min(PIECES, tl.cdiv(k_len - block * (PIECES * BLOCK_N), BLOCK_N))
+        before = count * PIECES - PIECES + pieces - 1
+        start = (block * PIECES + pieces - 1) * BLOCK_N
     else:
-        last = tl.cdiv(k_len, BLOCK_N) - 1
+        before = tl.cdiv(k_len, BLOCK_N) - 1
+        start = before * BLOCK_N
 
-    acc, peak, total = softmax_start(BLOCK_M, HEAD_DIM)
-    for step in range(0, last * PIECES):
+    operands = (k, v, k_scale, v_exponent)
+    place = (channel, k_len, k_stride, v_stride)
+    state = softmax_start(BLOCK_M, HEAD_DIM)
+    # The masked step comes first: behind the loop it would keep the matrix instructions of the whole kernel from overlapping
+    # on Hopper (ptxas C7515).
+    state = _step(
+        query, operands, start, place, factor, state, HEAD_DIM, BLOCK_N, GROUP, True, EIGHT_BIT_QK, TRANSPOSED, TMA, LIFT
+    )
+    for step in range(0, before):
         if block_list is not None:
             start = (tl.load(block_list + step // PIECES) * PIECES + step % PIECES) * BLOCK_N
         else:
             start = step * BLOCK_N
-        acc, peak, total = _step(
-            query,
-            k,
-            v,
-            k_scale,
-            start,
-            channel,
-            k_len,
-            k_stride,
-            v_stride,
-            factor,
-            acc,
-            peak,
-            total,
-            HEAD_DIM,
-            BLOCK_N,
-            GROUP,
-            False,
-            EIGHT_BIT_QK,
-            EIGHT_BIT_PV,
-            TMA,
-            LIFT,
-        )
-    block = tl.load(block_list + last) if block_list is not None else last
-    for piece in range(0, PIECES):
-        acc, peak, total = _step(
-            query,
-            k,
-            v,
-            k_scale,
-            (block * PIECES + piece) * BLOCK_N,
-            channel,
-            k_len,
-            k_stride,
-            v_stride,
-            factor,
-            acc,
-            peak,
-            total,
-            HEAD_DIM,
-            BLOCK_N,
-            GROUP,
-            True,
-            EIGHT_BIT_QK,
-            EIGHT_BIT_PV,
-            TMA,
-            LIFT,
+        state = _step(
+            query, operands, start, place, factor, state, HEAD_DIM, BLOCK_N, GROUP, False, EIGHT_BIT_QK, TRANSPOSED, TMA, LIFT
         )
 
-    mixed = acc / total[:, None]
-    if EIGHT_BIT_PV:
-        channels = channel + tl.arange(0, HEAD_DIM)
-        # The weights of a row sum to one, so the mean that was taken from V comes back whole.
-        mixed = mixed * tl.load(v_scale + channels)[None, :] + tl.load(v_mean + channels)[None, :]
+    acc, peak, total = state
+    mixed = acc * (1.0 / total)[:, None]
+    if TRANSPOSED:
+        # The weights of a row sum to one, so what was taken from all values comes back whole.
+        mixed += tl.load(v_centre + channel + tl.arange(0, HEAD_DIM))[None, :]
     store_tile(out + channel, mixed, row, q_len, out_stride, HEAD_DIM, BLOCK_M)
-    if lse is not None:
-        index = row + tl.arange(0, BLOCK_M)
-        natural = (peak + tl.log2(total) - LIFT) * 0.6931471805599453
-        if EIGHT_BIT_QK:
-            natural += centre
-        tl.store(lse + head * q_len + index, natural, mask=index < q_len)
+    index = row + tl.arange(0, BLOCK_M)
+    natural = (peak + tl.log2(total) - LIFT) * 0.6931471805599453
+    if EIGHT_BIT_QK:
+        natural += centre
+    tl.store(lse + head * q_len + index, natural, mask=index < q_len)
 
 
-def start_flash(setting: str, inputs: FlashInputs, num_heads: int, scale: float | None, out: Tensor, lse: Tensor | None) -> None:
-    """Run the kernel with the settings named, into out [Lq, H*D] and, if given, lse [H, Lq] fp32."""
+def start_flash(
+    setting: str, inputs: FlashInputs, num_heads: int, scale: float | None, out_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Run the kernel with the settings named -> the output [Lq, H*D] and the natural log-sum-exp of its scores [H, Lq] fp32."""
     arch = architecture(inputs.q)
     assert arch is not None
     settings = launch_settings(setting, arch)
@@ -237,8 +201,9 @@ def start_flash(setting: str, inputs: FlashInputs, num_heads: int, scale: float 
         raise ValueError(f"the scale of scores must be positive, not {scale}")
     if k_len == 0:
         raise ValueError("attention over no keys has no answer")
+    out, lse = room(inputs.q, out_dtype), empty_lse(inputs.q, num_heads)
     tma = settings.tma and all(_can_describe(x) for x in (inputs.q, inputs.k, inputs.v))
-    transposed = inputs.v_scale is not None
+    transposed = inputs.v_exponent is not None
     operands: tuple[Any, Any, Any] = (inputs.q, inputs.k, inputs.v)
     if tma:
         keys_tile, values_tile = [settings.block_n, head_dim], [head_dim, settings.block_n]
@@ -256,8 +221,8 @@ def start_flash(setting: str, inputs: FlashInputs, num_heads: int, scale: float 
         inputs.q_scale,
         inputs.k_scale,
         inputs.k_mean,
-        inputs.v_scale,
-        inputs.v_mean,
+        inputs.v_exponent,
+        inputs.v_centre,
         inputs.block_list,
         inputs.block_count,
         q_len,
@@ -275,12 +240,13 @@ def start_flash(setting: str, inputs: FlashInputs, num_heads: int, scale: float 
         LIST_ROWS=Q_BLOCK,
         PIECES=1 if inputs.block_list is None else K_BLOCK // settings.block_n,
         EIGHT_BIT_QK=inputs.q_scale is not None,
-        EIGHT_BIT_PV=transposed,
+        TRANSPOSED=transposed,
         TMA=tma,
         LIFT=_FP8_LIFT if transposed else 0.0,
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
     )
+    return out, lse
 
 
 def _can_describe(x: Tensor) -> bool:

@@ -43,23 +43,54 @@ def softmax_start(ROWS: tl.constexpr, HEAD_DIM: tl.constexpr):
 
 @jit
 @no_type_check
-def softmax_weights(
-    scores, acc, peak, total, factor, columns_left, MASKED: tl.constexpr, ROW_FACTOR: tl.constexpr, LIFT: tl.constexpr
+def attend(
+    query,
+    keys,
+    values,
+    state,
+    factor,
+    keys_left,
+    MASKED: tl.constexpr,
+    ROW_FACTOR: tl.constexpr = False,
+    exponent=0.0,
+    TRANSPOSED: tl.constexpr = False,
+    LIFT: tl.constexpr = 0.0,
 ):
-    """Scores of one tile to weights 2^(score * factor - peak + LIFT); what ran before is rescaled to the new peak.
+    """One tile of keys [N, D] into the state (weighted sum, peak, total) of a running softmax; with MASKED, its first keys_left.
 
-    factor is a positive number, or one for each row (ROW_FACTOR). LIFT moves the largest weight up from 1 to use an 8-bit
-    type's range; total is lifted with it, so the quotient is not.
+    Weights are 2^(score * factor - peak); factor is a positive number, or one for each row (ROW_FACTOR). Values are [N, D] in
+    16 bits, or TRANSPOSED [D, N] in fp8, times 2^exponent and with their keys in the order of ``reference.V_ORDER``. The exponent
+    goes into the weights that meet the values, and out of those that are counted. LIFT moves the largest weight up from 1 to use
+    an 8-bit type's range; total is lifted with it, so the quotient is not.
     """
-    scores = scores.to(tl.float32)
+    acc, peak, total = state
+    scores = tl.dot(query, tl.trans(keys)).to(tl.float32)
     if MASKED:
-        scores = tl.where(tl.arange(0, scores.shape[1])[None, :] < columns_left, scores, float("-inf"))
-    new_peak = tl.maximum(peak, tl.max(scores, 1) * factor)
-    weights = tl.exp2(scores * (factor[:, None] if ROW_FACTOR else factor) - (new_peak - LIFT)[:, None])
+        scores = tl.where(tl.arange(0, scores.shape[1])[None, :] < keys_left, scores, float("-inf"))
+    highest = tl.max(scores, 1) * factor
+    if TRANSPOSED:
+        highest += exponent
+    new_peak = tl.maximum(peak, highest)
+    weights = tl.exp2(scores * (factor[:, None] if ROW_FACTOR else factor) - (new_peak - LIFT - exponent)[:, None])
     fade = tl.exp2(peak - new_peak)
-    total = total * fade + tl.sum(weights, 1)
-    acc = acc * fade[:, None]
-    return weights, acc, new_peak, total
+    counted = tl.sum(weights, 1)
+    weights = weights.to(values.dtype)
+    if TRANSPOSED:
+        counted *= tl.exp2(-exponent)
+        # The sum stands outside the product: fp8 accumulators carry 22 bits on Hopper and Ada, so each tile is promoted to
+        # fp32; said to the product instead (max_num_imprecise_acc), ptxas runs its instructions one by one.
+        acc = acc * fade[:, None] + tl.dot(in_v_order(weights), tl.trans(values))
+    else:
+        acc = tl.dot(weights, values, acc * fade[:, None])
+    return acc, new_peak, total * fade + counted
+
+
+@jit
+@no_type_check
+def in_v_order(weights):
+    """Columns of weights [M, N] in the order of ``reference.V_ORDER``, in which each thread holds what it goes on to multiply."""
+    by_thread = tl.reshape(weights, [weights.shape[0], weights.shape[1] // 16, 2, 4, 2])
+    return tl.reshape(tl.permute(by_thread, (0, 1, 3, 2, 4)), weights.shape)
 
 
 @jit
@@ -103,19 +134,17 @@ def attend_all(
     BLOCK_N: tl.constexpr,
     TAIL_N: tl.constexpr,
 ):
-    """softmax(q k^T) v of one query tile over a short list of keys in 16 bits, whole blocks then a smaller one for the rest."""
-    acc, peak, total = softmax_start(BLOCK_M, HEAD_DIM)
+    """softmax(q k^T) v of one query tile over a short list of keys in 16 bits, in whole blocks and a smaller one for the rest."""
+    state = softmax_start(BLOCK_M, HEAD_DIM)
     whole = keys // BLOCK_N * BLOCK_N
+    # The rest comes first: after a loop it would keep Hopper's matrix instructions of the whole kernel from overlapping.
+    if TAIL_N > 0:
+        k_rest = load_tile(k, whole, keys, k_stride, HEAD_DIM, TAIL_N, True)
+        v_rest = load_tile(v, whole, keys, v_stride, HEAD_DIM, TAIL_N, True)
+        state = attend(q, k_rest, v_rest, state, factor, keys - whole, True)
     for start in range(0, whole, BLOCK_N):
         k_tile = load_tile(k, start, keys, k_stride, HEAD_DIM, BLOCK_N, False)
         v_tile = load_tile(v, start, keys, v_stride, HEAD_DIM, BLOCK_N, False)
-        scores = tl.dot(q, tl.trans(k_tile))
-        weights, acc, peak, total = softmax_weights(scores, acc, peak, total, factor, 0, False, False, 0.0)
-        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc)
-    if TAIL_N > 0:
-        k_tile = load_tile(k, whole, keys, k_stride, HEAD_DIM, TAIL_N, True)
-        v_tile = load_tile(v, whole, keys, v_stride, HEAD_DIM, TAIL_N, True)
-        scores = tl.dot(q, tl.trans(k_tile))
-        weights, acc, peak, total = softmax_weights(scores, acc, peak, total, factor, keys - whole, True, False, 0.0)
-        acc = tl.dot(weights.to(v_tile.dtype), v_tile, acc)
-    return acc / total[:, None]
+        state = attend(q, k_tile, v_tile, state, factor, BLOCK_N, False)
+    acc, _, total = state
+    return acc * (1.0 / total)[:, None]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._operation import operation
-from kernels._softmax import LOG2_E, head_dim_obstacle, load_tile, rows_obstacle, softmax_start, softmax_weights
+from kernels._softmax import LOG2_E, attend, head_dim_obstacle, load_tile, rows_obstacle, softmax_start
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import Option, architecture, choose, runs_plain, triton_obstacle
 from kernels.settings import launch_settings
@@ -58,19 +58,16 @@ def _class_map_kernel(
     last = (keys - 1) // BLOCK_N * BLOCK_N
     for head in range(0, num_heads):
         query = load_tile(q + head * HEAD_DIM, row, queries, q_stride, HEAD_DIM, BLOCK_M, True)
-        acc, peak, total = softmax_start(BLOCK_M, CLASSES)
+        state = softmax_start(BLOCK_M, CLASSES)
+        k_tile = load_tile(k + head * HEAD_DIM, last, keys, k_stride, HEAD_DIM, BLOCK_N, True)
+        values = load_tile(classes, last, keys, CLASSES, CLASSES, BLOCK_N, True)
+        state = attend(query, k_tile, values, state, factor, keys - last, True)
         for start in range(0, last, BLOCK_N):
             k_tile = load_tile(k + head * HEAD_DIM, start, keys, k_stride, HEAD_DIM, BLOCK_N, False)
             values = load_tile(classes, start, keys, CLASSES, CLASSES, BLOCK_N, False)
-            scores = tl.dot(query, tl.trans(k_tile))
-            weights, acc, peak, total = softmax_weights(scores, acc, peak, total, factor, 0, False, False, 0.0)
-            acc = tl.dot(weights.to(tl.float16), values, acc)
-        k_tile = load_tile(k + head * HEAD_DIM, last, keys, k_stride, HEAD_DIM, BLOCK_N, True)
-        values = load_tile(classes, last, keys, CLASSES, CLASSES, BLOCK_N, True)
-        scores = tl.dot(query, tl.trans(k_tile))
-        weights, acc, peak, total = softmax_weights(scores, acc, peak, total, factor, keys - last, True, False, 0.0)
-        acc = tl.dot(weights.to(tl.float16), values, acc)
-        mean += acc / total[:, None]
+            state = attend(query, k_tile, values, state, factor, BLOCK_N, False)
+        acc, _, total = state
+        mean += acc * (1.0 / total)[:, None]
     column = tl.arange(0, CLASSES)
     each = tl.load(share + column)
     index = row + tl.arange(0, BLOCK_M)

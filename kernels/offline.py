@@ -20,7 +20,7 @@ from typing import Any
 
 from kernels._triton import replace_launcher, triton
 from kernels.dispatch import pretend
-from kernels.settings import Architecture
+from kernels.settings import SHARED_MEMORY, Architecture
 
 # What in the machine code tells which unit does the work: SASS mnemonics by kind.
 _INSTRUCTION_KINDS = {
@@ -34,6 +34,7 @@ _INSTRUCTION_KINDS = {
     "async_copy": ("LDGSTS",),
     "wide_load": ("LDG.E.128", "LDG.E.EF.128", "LDG.E.EL.128"),
     "wide_store": ("STG.E.128", "STG.E.EF.128"),
+    "wgmma_wait": ("WARPGROUP.DEPBAR",),
     "spill": ("LDL", "STL"),
 }
 
@@ -50,6 +51,21 @@ class Resources:
     shared_bytes: int
     instructions: int
     kinds: dict[str, int]
+
+    @property
+    def faults(self) -> list[str]:
+        """What must not ship: spilled registers, too much shared memory, matrix instructions that wait for one another."""
+        found = []
+        if self.stack_bytes or "spill" in self.kinds:
+            found.append(f"spills registers ({self.stack_bytes} bytes of stack)")
+        if self.shared_bytes > SHARED_MEMORY[self.architecture]:
+            found.append(f"takes {self.shared_bytes} bytes of shared memory of {SHARED_MEMORY[self.architecture]}")
+        # A product is a run of instructions with one wait behind it. Where ptxas cannot tell that nothing else touches the sums
+        # meanwhile (its notes C7510 to C7515), it puts a wait behind each, in the whole kernel.
+        products = sum(self.kinds.get(kind, 0) for kind in ("wgmma_16bit", "wgmma_int8", "wgmma_fp8"))
+        if products and self.kinds["wgmma_wait"] * 2 > products:
+            found.append(f"has {self.kinds['wgmma_wait']} waits for {products} matrix instructions")
+        return found
 
 
 @contextmanager

@@ -173,12 +173,15 @@ def gelu_tanh_quantised(x: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> 
     return quantise_rows(F.gelu(x.to(_working_dtype(x)), approximate="tanh"), dtype)
 
 
-# A block list has one entry for Q_BLOCK queries and K_BLOCK keys; quantised keys share one scale in groups of K_GROUP.
+# A block list has one entry for Q_BLOCK queries and K_BLOCK keys; keys in 8 bits share one scale, and values one exponent, in
+# groups of K_GROUP.
 Q_BLOCK = 128
-K_BLOCK = 64
+K_BLOCK = 128
 K_GROUP = 128
-# A transposed V has its columns padded with zeros to a multiple of this, so that no tile of keys overhangs them.
-V_PADDING = 128
+
+# The key at each place of 16 in a transposed V. The tensor cores leave a thread the scores of keys 2t, 2t + 1, 2t + 8 and 2t + 9,
+# and take from it 8-bit weights of four keys side by side: with V in this order they are the same, and none changes hands.
+V_ORDER = tuple(8 * b + 2 * t + j for t in range(4) for b in range(2) for j in range(2))
 
 # The largest magnitude that quantisation uses; -128 is left out so that int8 is symmetric.
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
@@ -288,17 +291,25 @@ def quantise_qk(
     return values[0], q_scale.float(), values[1], k_scale.float(), mean.flatten().float()
 
 
-def quantise_v(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """v [L, H*D] as fp8 e4m3, transposed: (values [H*D, L padded with zeros to V_PADDING], scale [H*D], mean [H*D]).
+def value_centre(v: Tensor) -> Tensor:
+    """What ``quantise_v`` takes from every row of v [L, D]: the mean of at most a thousand of them, evenly apart -> [D] fp32."""
+    return v[:: -(-v.shape[0] // 1024)].mean(0, dtype=_working_dtype(v)).float()
 
-    v ~ values^T * scale + mean; the mean is added back to attention's output, whose weights sum to one (arXiv:2411.10958).
+
+def quantise_v(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """v [L, H*D] as fp8 e4m3, transposed, keys in V_ORDER in every 16.
+
+    Returns values [H*D, L padded with zeros to K_GROUP], exponent [H, ceil(L / K_GROUP)] and centre [H*D], so that in each
+    head and group v ~ values^T * 2^exponent + centre; attention adds the centre back to its output (arXiv:2411.10958).
     """
-    wide = v.to(_working_dtype(v))
-    mean = wide.mean(0)
-    centred = wide - mean
-    scale = centred.abs().amax(0).clamp(min=1e-12) / LARGEST[torch.float8_e4m3fn]
-    padded = F.pad((centred / scale).t(), (0, -v.shape[0] % V_PADDING))
-    return padded.to(torch.float8_e4m3fn).contiguous(), scale.float(), mean.float()
+    centre = value_centre(v)
+    padded = F.pad(v.to(_working_dtype(v)) - centre, (0, 0, 0, -v.shape[0] % K_GROUP))
+    groups = padded.reshape(-1, K_GROUP, num_heads, v.shape[1] // num_heads)
+    exponent = (groups.abs().amax((1, 3)).clamp(min=1e-12) / LARGEST[torch.float8_e4m3fn]).log2()
+    scaled = groups * (-exponent).exp2()[:, None, :, None]
+    ordered = scaled.unflatten(1, (-1, len(V_ORDER)))[:, :, list(V_ORDER)].flatten(0, 2).flatten(1)
+    largest = LARGEST[torch.float8_e4m3fn]
+    return ordered.clamp(-largest, largest).to(torch.float8_e4m3fn).t().contiguous(), exponent.t().contiguous().float(), centre
 
 
 def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, k_mean: Tensor) -> tuple[Tensor, Tensor]:
@@ -309,9 +320,13 @@ def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, k_mean
     return _merge_heads(qh * q_scale.unsqueeze(-1)), _merge_heads(kh * each_key) + k_mean
 
 
-def dequantise_v(values: Tensor, scale: Tensor, mean: Tensor, length: int) -> Tensor:
+def dequantise_v(values: Tensor, exponent: Tensor, centre: Tensor, length: int) -> Tensor:
     """fp32 v [L, H*D] from what ``quantise_v`` gives."""
-    return values.float().t()[:length] * scale + mean
+    ordered = values.float().t().unflatten(0, (-1, len(V_ORDER)))
+    natural = torch.empty_like(ordered)
+    natural[:, list(V_ORDER)] = ordered
+    groups = natural.reshape(exponent.shape[1], K_GROUP, exponent.shape[0], -1)
+    return (groups * exponent.t().exp2()[:, None, :, None]).flatten(0, 1).flatten(1)[:length] + centre
 
 
 def block_sparse_attention(

@@ -81,9 +81,7 @@ def _attention_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float 
         return _sdpa(q, k, v, num_heads, scale)
     if chosen == "reference":
         return reference.attention(q, k, v, num_heads, scale)
-    out = room(q)
-    start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, out, None)
-    return out
+    return start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, q.dtype)[0]
 
 
 def _cudnn_obstacle(q: Tensor, num_heads: int) -> str | None:
@@ -126,6 +124,4 @@ def _attention_lse_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: fl
     if choose("attention_with_lse", (triton, Option("reference", "plain torch serves everything"))) == "reference":
         out, lse = reference.attention_with_lse(q, k, v, num_heads, scale)
         return out, lse.float()
-    out, lse = room(q), empty_lse(q, num_heads)
-    start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, out, lse)
-    return out, lse
+    return start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, q.dtype)

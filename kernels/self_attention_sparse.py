@@ -134,11 +134,9 @@ def _plain(
 def _block_sparse_op(
     q: Tensor, k: Tensor, v: Tensor, block_list: Tensor, block_count: Tensor, num_heads: int, scale: float | None
 ) -> tuple[Tensor, Tensor]:
-    obstacle = sixteen_bit_obstacle("sparse_16bit", num_heads, q, k, v)
+    obstacle = sixteen_bit_obstacle("flash_16bit", num_heads, q, k, v)
     triton = Option("triton", "blocks that are not listed cost nothing", obstacle)
     if choose("block_sparse_attention", (triton, Option("reference", "plain torch serves everything"))) == "reference":
         return _plain(q, k, v, block_list, block_count, num_heads, scale)
-    out, lse = room(q), empty_lse(q, num_heads)
     inputs = FlashInputs(q, k, v, block_list=block_list.contiguous(), block_count=block_count.contiguous())
-    start_flash("sparse_16bit", inputs, num_heads, scale, out, lse)
-    return out, lse
+    return start_flash("flash_16bit", inputs, num_heads, scale, q.dtype)

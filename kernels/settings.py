@@ -66,9 +66,10 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
         "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
         "sm_90": Launch(num_warps=4, num_stages=2, block_m=64, block_n=64),
     },
-    # Self-attention. Without descriptors 16-bit products leave registers for 32 keys a tile, 8-bit ones for 64.
+    # Self-attention, dense or over blocks: block_n divides reference.K_BLOCK. Without descriptors registers hold 64 keys a tile
+    # at most, and on sm_89, where the compiler keeps more at hand, 32 in 16 bits.
     "flash_16bit": {
-        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_80": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
         "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
         "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
     },
@@ -82,27 +83,10 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
         "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
         "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
     },
-    # Block-sparse: block_n divides reference.K_BLOCK.
-    "sparse_16bit": {
-        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
-        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
-        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64, tma=True),
-    },
-    "sparse_8bit_16bit": {
-        "sm_80": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
-        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
-        "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64, tma=True),
-    },
-    "sparse_8bit_fp8": {
-        "sm_80": _NO_FP8,
-        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
-        "sm_90": Launch(num_warps=8, num_stages=3, block_m=128, block_n=64, tma=True),
-    },
     # A chunk of block_m rows of 5120 one after another, each 20 values a thread, and as many of their sums.
     "quantise_qk": _everywhere(Launch(num_warps=8, block_m=32)),
-    # Tiles of K_GROUP or V_PADDING tokens and one head, 64 values a thread.
+    # Tiles of K_GROUP tokens and one head, 64 values a thread.
     "quantise_tiles": _everywhere(Launch(num_warps=8)),
-    "channel_statistics": _everywhere(Launch(num_warps=4, block_m=64, block_n=512)),
     "int8_linear": {
         "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),
         "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),

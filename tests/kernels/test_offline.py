@@ -1,4 +1,6 @@
-"""Every shipped launch setting compiles for its architecture within its means: no spills, shared memory, the right units.
+"""Every shipped launch setting compiles for its architecture within its means.
+
+No spills, enough shared memory, the right units, and on Hopper matrix instructions that need not wait for one another.
 
 Compiled at production shape exactly as a call would, without a GPU. A handful runs by default; the whole grid is ``slow``.
 """
@@ -6,17 +8,20 @@ Compiled at production shape exactly as a call would, without a GPU. A handful r
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, no_type_check
 
 import pytest
 
 if importlib.util.find_spec("torch") is None or importlib.util.find_spec("triton") is None:
     pytest.skip("torch or triton is not installed (extra: gpu)", allow_module_level=True)
 
+import torch
+
 from kernels import settings
+from kernels._triton import jit, launch, tl
 from kernels.bench.cases import CASES, SHAPES, Case
 from kernels.offline import recording
-from kernels.settings import ARCHITECTURES, SHARED_MEMORY, Architecture
+from kernels.settings import ARCHITECTURES, Architecture
 
 if TYPE_CHECKING:
     from kernels.offline import Resources
@@ -29,7 +34,7 @@ _QUICK = {
     ("text + image attention", "sm_90"),
     ("self-attention, Triton with log-sum-exp", "sm_80"),
     ("self-attention, Triton with log-sum-exp", "sm_90"),
-    ("self-attention, int8 + bf16 values, log-sum-exp", "sm_80"),
+    ("self-attention, int8 + bf16 values, with quantisation", "sm_80"),
     ("RMS norm + RoPE of q and k -> int8", "sm_90"),
     ("half the blocks, bf16", "sm_89"),
     ("half the blocks, int8 + fp8 values", "sm_90"),
@@ -52,7 +57,6 @@ _PRODUCTS = {
     "self-attention, dispatched": ("16bit",),
     "self-attention, Triton with log-sum-exp": ("16bit",),
     "self-attention, int8 + bf16 values, with quantisation": ("int8", "16bit"),
-    "self-attention, int8 + bf16 values, log-sum-exp": ("int8", "16bit"),
     "self-attention, int8 + fp8 values, with quantisation": ("int8", "fp8"),
     "self-attention, fp8 + fp8 values, with quantisation": ("fp8",),
     "half the blocks, bf16": ("16bit",),
@@ -76,10 +80,8 @@ def compiled(case: Case, architecture: Architecture) -> list[Resources]:
 
 def assert_within_means(case: Case, architecture: Architecture) -> None:
     launches = compiled(case, architecture)
-    for launch in launches:
-        assert launch.stack_bytes == 0, f"{launch.kernel} has a stack: {launch}"
-        assert "spill" not in launch.kinds, f"{launch.kernel} spills: {launch}"
-        assert launch.shared_bytes <= SHARED_MEMORY[architecture], f"{launch.kernel} takes too much shared memory: {launch}"
+    for one in launches:
+        assert not one.faults, f"{one.kernel} {', '.join(one.faults)}: {one}"
     last = launches[-1]
     for product in _PRODUCTS.get(case.name, ()):
         assert last.kinds.get(_UNITS[architecture][product]), f"{last.kernel} multiplies {product} elsewhere: {last}"
@@ -108,8 +110,31 @@ def test_a_setting_that_spills_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in CASES if c.name == "self-attention, Triton with log-sum-exp")
     greedy = settings.Launch(num_warps=4, num_stages=2, block_m=128, block_n=64)
     monkeypatch.setitem(settings._SETTINGS["flash_16bit"], "sm_80", greedy)
-    with pytest.raises(AssertionError, match=r"stack|spill"):
+    with pytest.raises(AssertionError, match="spills registers"):
         assert_within_means(case, "sm_80")
+
+
+@jit
+@no_type_check
+def step_behind_a_loop(a, b, out, count, SIDE: tl.constexpr):
+    columns = tl.arange(0, SIDE)
+    place = columns[:, None] * SIDE + columns[None, :]
+    left = tl.load(a + place)
+    total = tl.zeros([SIDE, SIDE], tl.float32)
+    for index in range(0, count):
+        scores = tl.dot(left, tl.load(b + index * SIDE * SIDE + place))
+        total = tl.dot(scores.to(left.dtype), tl.load(b + index * SIDE * SIDE + place), total * 0.5)
+    scores = tl.dot(left, tl.load(b + place))
+    total = tl.dot(scores.to(left.dtype), tl.load(b + place), total * 0.5)
+    tl.store(out + place, total.to(left.dtype))
+
+
+def test_matrix_instructions_that_wait_for_one_another_are_seen() -> None:
+    """The gate itself, on the shape of code that the attention kernels must not have."""
+    x = torch.empty(128, 128, dtype=torch.bfloat16, device="meta")
+    with recording("sm_90") as launches:
+        launch(step_behind_a_loop, (1,), x, x, x, 7, SIDE=128, num_warps=8, num_stages=3)
+    assert any("waits for" in fault for fault in launches[0].faults), launches
 
 
 def test_quick_cases_exist() -> None:

@@ -46,14 +46,13 @@ def test_blocks_of_unlike_tokens_are_kept_whole() -> None:
 
 
 def test_neighbours_in_space_and_time_are_kept() -> None:
-    rows, columns, frames = 16, 16, 6
+    rows, columns, frames = 32, 16, 6
     x = torch.zeros(frames * rows * columns, 8) + 1  # nothing to choose by
     blocks = select_blocks(x, x, 1, 0.01, frame_shape=(rows, columns))
     frame_blocks = rows * columns // K_BLOCK
-    middle = kept(blocks.counts, blocks.listed, 5)  # tokens 640..767: frame 2's second half, key blocks 10 and 11
-    assert {9, 10, 11, 12} <= set(middle)  # a row of 16 tokens before and after
-    assert {10 - frame_blocks, 11 - frame_blocks, 10 + frame_blocks, 11 + frame_blocks} <= set(middle)
-    assert len(middle) == 8
+    own = 9  # frame 2's second block of four
+    # A row of 16 tokens before and after reaches into the blocks beside it; a frame before and after is four blocks away.
+    assert kept(blocks.counts, blocks.listed, own) == [own - frame_blocks, own - 1, own, own + 1, own + frame_blocks]
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 300])
@@ -70,7 +69,7 @@ def test_lists_are_ascending_valid_and_never_empty(length: int) -> None:
 
 def test_keeping_all_keeps_all() -> None:
     x = torch.randn(300, 32)
-    assert select_blocks(x, x, 2, 1.0).density(5) == 1.0
+    assert select_blocks(x, x, 2, 1.0).density(-(-300 // K_BLOCK)) == 1.0
 
 
 @pytest.mark.parametrize("keep", [0.0, -1.0, 1.5])

@@ -163,7 +163,7 @@ def long_tailed(length: int, width: int, seed: int) -> Tensor:
 def test_eight_bit_operands_are_the_reference_s(dtype: torch.dtype) -> None:
     q, k, v = half(200, 128), long_tailed(300, 128, 1), long_tailed(300, 128, 2)
     pairs = zip(kernels.quantise_qk(q, k, 2, dtype), reference.quantise_qk(q, k, 2, dtype), strict=True)
-    values = zip(kernels.quantise_v(v), reference.quantise_v(v), strict=True)
+    values = zip(kernels.quantise_v(v, 2), reference.quantise_v(v, 2), strict=True)
     for got, wanted in (*pairs, *values):
         assert got.dtype == wanted.dtype
         assert got.shape == wanted.shape
@@ -188,7 +188,7 @@ def test_eight_bit_attention_is_close(
     if data == "long-tailed":
         k, v = long_tailed(200, 256, 1), long_tailed(200, 256, 2)
     qk = kernels.quantise_qk(q, k, 2, dtype)
-    got = kernels.eight_bit_attention(qk, kernels.quantise_v(v) if fp8_values else v, 2, out_dtype=torch.float16)
+    got = kernels.eight_bit_attention(qk, kernels.quantise_v(v, 2) if fp8_values else v, 2, out_dtype=torch.float16)
     exact = reference.attention(q.double(), k, v, 2)
     assert cosine(got, exact) >= least_cosine
     assert relative_l1(got, exact) <= most_l1
@@ -200,7 +200,7 @@ def test_eight_bit_attention_adds_no_error_to_its_operands(architecture: Archite
         pytest.skip("sm_80 has no fp8")
     q, k, v = half(130, 128), long_tailed(200, 128, 1), long_tailed(200, 128, 2)
     qk = reference.quantise_qk(q, k, 2)
-    values = kernels.EightBitV(*reference.quantise_v(v)) if fp8_values else v
+    values = kernels.EightBitV(*reference.quantise_v(v, 2)) if fp8_values else v
     with dispatch.pretend(architecture):
         got = kernels.eight_bit_attention(kernels.EightBitQK(*qk), values, 2, out_dtype=torch.float32)
     seen = reference.dequantise_v(*values, 200) if isinstance(values, kernels.EightBitV) else v
@@ -220,7 +220,7 @@ def test_eight_bit_attention_over_parts_of_the_keys_merges(architecture: Archite
     parts = []
     with dispatch.pretend(architecture):
         for some in (slice(0, 170), slice(170, 300)):
-            values = kernels.quantise_v(v[some]) if fp8_values else v[some]
+            values = kernels.quantise_v(v[some], 2) if fp8_values else v[some]
             qk = kernels.quantise_qk(q, k[some], 2)
             out, lse = kernels.eight_bit_attention_with_lse(qk, values, 2, 0.05, out_dtype=torch.float16)
             assert torch.equal(out, kernels.eight_bit_attention(qk, values, 2, 0.05, out_dtype=torch.float16))
@@ -261,7 +261,7 @@ def test_norm_rope_and_quantisation_in_one(heads: int, dtype: torch.dtype) -> No
     assert relative_l1(got, exact) <= 0.03
 
 
-@pytest.mark.parametrize("k_len", [300, 256, 257])
+@pytest.mark.parametrize("k_len", [600, 512, 513])
 def test_block_sparse_attention(architecture: Architecture, k_len: int) -> None:
     q, k, v = qkv(200, k_len, 64)
     blocks = kernels.select_blocks(q, k, 2, 0.4, least_similarity=-1)
@@ -283,7 +283,7 @@ def test_block_sparse_attention_in_eight_bits() -> None:
     q, k, v = qkv(200, 300, 64)
     blocks = kernels.select_blocks(q, k, 2, 0.6, least_similarity=-1)
     exact = reference.block_sparse_attention(q.double(), k, v, 2, blocks.listed, blocks.counts)
-    for values in (v, kernels.quantise_v(v)):
+    for values in (v, kernels.quantise_v(v, 2)):
         got = kernels.eight_bit_attention(kernels.quantise_qk(q, k, 2), values, 2, blocks=blocks, out_dtype=torch.float16)
         assert cosine(got, exact) >= 0.998
         assert relative_l1(got, exact) <= 0.07
@@ -314,9 +314,8 @@ def operators() -> list[tuple[str, tuple[object, ...]]]:
         ("class_attention_map", (q, k, torch.ones(2, 7), 2)),
         ("block_sparse_attention", (q, k, v, *blocks, 2, None)),
         ("quantise_qk", (q, k, *nothing, 2, 0.0, torch.int8)),
-        ("quantise_v", (v,)),
+        ("quantise_v", (v, 2)),
         ("eight_bit_attention", (*qk, v, *nothing, 2, None, torch.float16)),
-        ("eight_bit_attention_with_lse", (*qk, v, *nothing, 2, None, torch.float16)),
         ("linear_eight_bit", (*rows, *rows, None, torch.float16)),
     ]
 

@@ -1,12 +1,10 @@
-"""q, k and v in 8 bits for ``self_attention_eight_bit`` (SageAttention, arXiv:2410.02367, 2411.10958).
+"""q and k in 8 bits for ``self_attention_eight_bit``, with norm and rotary on the way or without (arXiv:2410.02367).
 
-    q ~ q8 * q_scale[head, query]            k - mean(k) ~ k8 * k_scale[head, group of 128 keys]
-    v - mean(v) ~ v8 * v_scale[channel]
+    q ~ q8 * q_scale[head, query]            k - mean(k) ~ k8 * k_scale[head, group of K_GROUP keys]
 
-K's mean over the tokens must be known before its first value can be written, so K is read twice and q once; norm and rotary are
-done on the way, each time, and nothing is written in 16 bits. Bytes, with X = one [tokens, channels] bf16 tensor: q 1.5X, k
-2.5X, v 2.5X (statistics 1X, then read 1X and write 0.5X), with norm and rotary or without. Floor: those bytes over the memory's
-bandwidth.
+A group's scale can be known only when all its rows are normed, a norm needs the whole row, and a group of rows is more than a
+program can hold: so K is read twice and q once, and nothing is written in 16 bits. Bytes, with X = one [tokens, channels] bf16
+tensor: q 1.5X and k 2.5X. Floor: those 4X over the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -19,31 +17,23 @@ from torch import Tensor
 from kernels import reference
 from kernels._operation import operation, room
 from kernels._rows import contiguous_channels, cut_row, largest, read_part, require_rows, to_eight_bits
-from kernels._softmax import head_dim_obstacle, load_tile, store_tile, tile_pointers
+from kernels._softmax import head_dim_obstacle, load_tile, store_tile
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture, runs_plain, use_triton
 from kernels.quantise import eight_bit_obstacle
-from kernels.reference import K_GROUP, V_PADDING
+from kernels.reference import K_GROUP
 from kernels.rms_rope import rotated_part
 from kernels.settings import launch_settings
 
 
 class EightBitQK(NamedTuple):
-    """q [Lq, H*D] and mean-free k [Lk, H*D], int8 or fp8; q_scale [H, Lq], k_scale [H, ceil(Lk / 128)], k_mean [H*D] fp32."""
+    """q [Lq, H*D] and mean-free k [Lk, H*D], int8 or fp8; q_scale [H, Lq], k_scale [H, ceil(Lk / K_GROUP)], k_mean [H*D] fp32."""
 
     q: Tensor
     q_scale: Tensor
     k: Tensor
     k_scale: Tensor
     k_mean: Tensor
-
-
-class EightBitV(NamedTuple):
-    """v transposed in fp8 [H*D, Lk padded to 128], with scale and mean [H*D] fp32 of each channel."""
-
-    values: Tensor
-    scale: Tensor
-    mean: Tensor
 
 
 def quantise_qk(q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype = torch.int8) -> EightBitQK:
@@ -69,11 +59,6 @@ def qk_norm_rope_quantised(
         rotated = reference.qk_norm_rope(q.float(), k.float(), q_weight, k_weight, cos, sin, num_heads, eps)
         return EightBitQK(*reference.quantise_qk(*rotated, num_heads, dtype))
     return EightBitQK(*_quantise_qk_op(q, k, q_weight, k_weight, cos, sin, num_heads, eps, dtype))
-
-
-def quantise_v(v: Tensor) -> EightBitV:
-    """v [L, H*D] to fp8, transposed, with each channel's mean taken away. Needs sm_89 or newer for ``eight_bit_attention``."""
-    return EightBitV(*(reference.quantise_v(v) if runs_plain(v) else _quantise_v_op(v)))
 
 
 @jit
@@ -197,39 +182,6 @@ def _keys_kernel(
     store_tile(values + channel, to_eight_bits(tile / unit, values.dtype.element_ty), row, rows, width, HEAD_DIM, BLOCK)
 
 
-@jit
-@no_type_check
-def _channel_kernel(x, sums, highs, lows, rows, stride, width, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr, CHUNK: tl.constexpr):
-    """Sum, largest and smallest value of each channel over a chunk of rows."""
-    chunk = tl.program_id(0)
-    channel = tl.program_id(1) * HEAD_DIM
-    total = tl.zeros([HEAD_DIM], tl.float32)
-    high = tl.full([HEAD_DIM], float("-inf"), tl.float32)
-    low = tl.full([HEAD_DIM], float("inf"), tl.float32)
-    for row in range(chunk * CHUNK, min((chunk + 1) * CHUNK, rows), BLOCK):
-        tile = load_tile(x + channel, row, rows, stride, HEAD_DIM, BLOCK, True).to(tl.float32)
-        valid = (row + tl.arange(0, BLOCK) < rows)[:, None]
-        total += tl.sum(tile, 0)
-        high = tl.maximum(high, tl.max(tl.where(valid, tile, float("-inf")), 0))
-        low = tl.minimum(low, tl.min(tl.where(valid, tile, float("inf")), 0))
-    out = chunk * width + channel + tl.arange(0, HEAD_DIM)
-    tl.store(sums + out, total)
-    tl.store(highs + out, high)
-    tl.store(lows + out, low)
-
-
-@jit
-@no_type_check
-def _transpose_kernel(v, mean, scale, values, rows, stride, padded, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr):
-    row = tl.program_id(0) * BLOCK
-    channel = tl.program_id(1) * HEAD_DIM
-    channels = channel + tl.arange(0, HEAD_DIM)
-    tile = load_tile(v + channel, row, rows, stride, HEAD_DIM, BLOCK, True).to(tl.float32)
-    tile = (tile - tl.load(mean + channels)[None, :]) / tl.load(scale + channels)[None, :]
-    tile = tl.where((tl.arange(0, BLOCK) < rows - row)[:, None], tile, 0.0).to(values.dtype.element_ty)
-    tl.store(tile_pointers(values + row, channel, padded, BLOCK, HEAD_DIM), tl.trans(tile))
-
-
 def _qk_rooms(q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     def scales(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float32, device=q.device)
@@ -319,62 +271,3 @@ def _quantise_qk_op(
         num_warps=launch_settings("quantise_tiles", arch).num_warps,
     )
     return q_values, q_scales, k_values, k_scales, mean
-
-
-def _v_rooms(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    length, width = v.shape
-    padded = -(-length // V_PADDING) * V_PADDING
-    values = torch.empty((width, padded), dtype=torch.float8_e4m3fn, device=v.device)
-    vector = torch.empty((width,), dtype=torch.float32, device=v.device)
-    return values, vector, torch.empty_like(vector)
-
-
-@operation("quantise_v", fake=_v_rooms)
-def _quantise_v_op(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    # Channels are cut in tiles of 128 or 64 here, whatever the heads are: a scale belongs to a channel.
-    tile = next((size for size in (128, 64, 32) if v.shape[1] % size == 0), 0)
-    obstacle = eight_bit_obstacle(v, torch.float8_e4m3fn) or (None if tile else f"{v.shape[1]} channels are no multiple of 32")
-    if not use_triton("quantise_v", v, setting="quantise_tiles", obstacle=obstacle):
-        return reference.quantise_v(v)
-    v = contiguous_channels(v)
-    require_rows("v", v)
-    arch = architecture(v)
-    assert arch is not None
-    length, width = v.shape
-    settings = launch_settings("channel_statistics", arch)
-    chunks = -(-length // settings.block_n)
-    sums, highs, lows = (torch.empty((chunks, width), dtype=torch.float32, device=v.device) for _ in range(3))
-    launch(
-        _channel_kernel,
-        (chunks, width // tile),
-        v,
-        sums,
-        highs,
-        lows,
-        length,
-        v.stride(0),
-        width,
-        HEAD_DIM=tile,
-        BLOCK=settings.block_m,
-        CHUNK=settings.block_n,
-        num_warps=settings.num_warps,
-    )
-    mean = sums.sum(0) / length
-    peak = torch.maximum(highs.amax(0) - mean, mean - lows.amin(0))
-    values, _, _ = _v_rooms(v)
-    scale = peak.clamp(min=1e-12) / reference.LARGEST[torch.float8_e4m3fn]
-    launch(
-        _transpose_kernel,
-        (values.shape[1] // V_PADDING, width // tile),
-        v,
-        mean,
-        scale,
-        values,
-        length,
-        v.stride(0),
-        values.shape[1],
-        HEAD_DIM=tile,
-        BLOCK=V_PADDING,
-        num_warps=launch_settings("quantise_tiles", arch).num_warps,
-    )
-    return values, scale, mean
