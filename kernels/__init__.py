@@ -14,7 +14,7 @@ from kernels.linear import EightBitWeight, layer_precision, linear_eight_bit, qu
 from kernels.quantise import gelu_tanh_quantised, quantise_rows
 from kernels.quantise_qk import EightBitQK, qk_norm_rope_quantised, quantise_qk
 from kernels.quantise_v import EightBitV, quantise_v
-from kernels.rms_rope import qk_norm_rope, rms_norm, rope_1d
+from kernels.rms_rope import qk_norm_rope_, rms_norm, rope_1d
 from kernels.self_attention import attention, attention_with_lse, merge_attention
 from kernels.self_attention_eight_bit import eight_bit_attention, eight_bit_attention_with_lse
 from kernels.self_attention_sparse import BlockList, block_sparse_attention, block_sparse_attention_with_lse, select_blocks
@@ -40,7 +40,7 @@ __all__ = [
     "layer_precision",
     "linear_eight_bit",
     "merge_attention",
-    "qk_norm_rope",
+    "qk_norm_rope_",
     "qk_norm_rope_quantised",
     "quantise_qk",
     "quantise_rows",

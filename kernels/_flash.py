@@ -38,7 +38,7 @@ class FlashInputs:
     """Operands of one launch; see the module for what each optional one selects.
 
     q [Lq, H*D]; k [Lk, H*D]; v [Lk, H*D], or [H*D, padded Lk] fp8; q_scale [H, Lq], k_scale and v_exponent
-    [H, ceil(Lk / K_GROUP)], k_mean and v_centre [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count
+    [H, ceil(Lk / K_GROUP)], k_centre and v_centre [H*D], all fp32; block_list [H, ceil(Lq / Q_BLOCK), widest] and block_count
     [H, ceil(Lq / Q_BLOCK)] int32.
     """
 
@@ -47,7 +47,7 @@ class FlashInputs:
     v: Tensor
     q_scale: Tensor | None = None
     k_scale: Tensor | None = None
-    k_mean: Tensor | None = None
+    k_centre: Tensor | None = None
     v_exponent: Tensor | None = None
     v_centre: Tensor | None = None
     block_list: Tensor | None = None
@@ -106,7 +106,7 @@ def _flash_kernel(
     lse,
     q_scale,
     k_scale,
-    k_mean,
+    k_centre,
     v_exponent,
     v_centre,
     block_list,
@@ -138,9 +138,9 @@ def _flash_kernel(
         index = row + tl.arange(0, BLOCK_M)
         factor = factor * tl.load(q_scale + head * q_len + index, mask=index < q_len, other=1.0)
         k_scale += head * tl.cdiv(k_len, GROUP)
-        # What K's mean would have added to the scores, the same for all keys of a query; here, where registers are free.
-        mean = tl.load(k_mean + channel + tl.arange(0, HEAD_DIM))
-        centre = tl.sum(query.to(tl.float32) * mean[None, :], 1) * factor * 0.6931471805599453
+        # What K's centre would have added to the scores, the same for all keys of a query; here, where registers are free.
+        removed = tl.load(k_centre + channel + tl.arange(0, HEAD_DIM))
+        centre = tl.sum(query.to(tl.float32) * removed[None, :], 1) * factor * 0.6931471805599453
     if TRANSPOSED:
         v_exponent += head * tl.cdiv(k_len, GROUP)
     # ``before`` tiles of keys, and the last one, which alone may be ragged.
@@ -220,7 +220,7 @@ def start_flash(
         lse,
         inputs.q_scale,
         inputs.k_scale,
-        inputs.k_mean,
+        inputs.k_centre,
         inputs.v_exponent,
         inputs.v_centre,
         inputs.block_list,

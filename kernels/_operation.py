@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -20,14 +20,16 @@ def room(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(x.shape, dtype=dtype or x.dtype, device=x.device)
 
 
-def operation(name: str, fake: Callable[..., Any]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def operation(name: str, fake: Callable[..., Any], mutates: Sequence[str] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register the decorated implementation as ``infinite_talk::name``; ``fake`` makes empty results from the same arguments.
+
+    ``mutates`` names the arguments that it writes to.
 
     While ``offline`` records launches the implementation is called directly, so that meta tensors reach it and not the fake.
     """
 
     def register(implementation: Callable[P, R]) -> Callable[P, R]:
-        operator = torch.library.custom_op(f"infinite_talk::{name}", implementation, mutates_args=())
+        operator = torch.library.custom_op(f"infinite_talk::{name}", implementation, mutates_args=mutates)
         operator.register_fake(fake)
 
         @functools.wraps(implementation)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels import reference
 from kernels._operation import operation, room
-from kernels._rows import contiguous_channels, cut_row, largest, read_part, require_rows, to_eight_bits, write_part
+from kernels._rows import contiguous_channels, cut_row, read_part, require_rows, scale_of, to_eight_bits, write_part
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture, runs_plain, use_triton
 from kernels.quantise import eight_bit_obstacle, empty_quantised
@@ -177,11 +177,11 @@ def _norm_kernel(
         peak = tl.max(tl.abs(head), 0)
         if TAIL > 0:
             peak = tl.maximum(peak, tl.max(tl.abs(tail), 0))
-        unit = tl.maximum(peak, 1e-12) / largest(out.dtype.element_ty)
+        unit, inverse = scale_of(peak, out.dtype.element_ty)
         tl.store(row_scale + row, unit)
-        head = to_eight_bits(head / unit, out.dtype.element_ty)
+        head = to_eight_bits(head * inverse, out.dtype.element_ty)
         if TAIL > 0:
-            tail = to_eight_bits(tail / unit, out.dtype.element_ty)
+            tail = to_eight_bits(tail * inverse, out.dtype.element_ty)
     write_part(out, head_columns, head, width, False)
     if TAIL > 0:
         write_part(out, tail_columns, tail, width, RAGGED)

@@ -32,7 +32,7 @@ _INSTRUCTION_KINDS = {
     "mma_fp8": ("QMMA",),
     "tma_load": ("UTMALDG",),
     "async_copy": ("LDGSTS",),
-    "wide_load": ("LDG.E.128", "LDG.E.EF.128", "LDG.E.EL.128"),
+    "wide_load": ("LDG.E.128", "LDG.E.EF.128", "LDG.E.EL.128", "LDGSTS.E.BYPASS"),  # only copies of 16 bytes bypass L1
     "wide_store": ("STG.E.128", "STG.E.EF.128"),
     "wgmma_wait": ("WARPGROUP.DEPBAR",),
     "spill": ("LDL", "STL"),

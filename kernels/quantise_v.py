@@ -72,14 +72,14 @@ def _rooms(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
 @operation("quantise_v", fake=_rooms)
 def _quantise_v_op(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     obstacle = eight_bit_obstacle(v, torch.float8_e4m3fn) or head_dim_obstacle(v.shape[1], num_heads)
-    if not use_triton("quantise_v", v, setting="quantise_tiles", obstacle=obstacle):
+    if not use_triton("quantise_v", v, setting="quantise_values", obstacle=obstacle):
         return reference.quantise_v(v, num_heads)
     v = contiguous_channels(v)
     require_rows("v", v)
     arch = architecture(v)
     assert arch is not None
     values, exponent, _ = _rooms(v, num_heads)
-    centre = reference.value_centre(v)
+    centre = reference.centre_rows(v).mean(0, dtype=torch.float32)
     launch(
         _transpose_kernel,
         (exponent.shape[1], num_heads),
@@ -92,6 +92,6 @@ def _quantise_v_op(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
         values.shape[1],
         HEAD_DIM=v.shape[1] // num_heads,
         BLOCK=K_GROUP,
-        num_warps=launch_settings("quantise_tiles", arch).num_warps,
+        num_warps=launch_settings("quantise_values", arch).num_warps,
     )
     return values, exponent, centre

@@ -271,38 +271,39 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return _merge_heads(merged).to(parts[0][0].dtype)
 
 
+def centre_rows(x: Tensor) -> Tensor:
+    """The rows of x [L, D] whose mean stands for the mean of all where 8-bit operands are centred: a thousand, evenly apart."""
+    return x[:: -(-x.shape[0] // 1024)]
+
+
 def quantise_qk(
     q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype = torch.int8
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """q and k [L, H*D] in 8 bits for attention: (q, q_scale [H, Lq], k, k_scale [H, ceil(Lk / K_GROUP)], mean of k [H*D] fp32).
+    """q and k [L, H*D] in 8 bits: (q, q_scale [H, Lq], k, k_scale [H, ceil(Lk / K_GROUP)], centre of k [H*D] fp32).
 
-    A scale for each query and head, and for each K_GROUP keys and head. K's mean over tokens is taken away first: it adds the
-    same number to all scores of a query, which softmax does not see, and it is what spoils 8-bit keys (arXiv:2410.02367).
+    A scale for each query and head, and for each K_GROUP keys and head. The mean of K's ``centre_rows`` is taken away first: it
+    adds the same number to all scores of a query, which softmax does not see, and it is what spoils 8-bit keys
+    (arXiv:2410.02367).
     """
     wide = _working_dtype(q, k)
-    qh, kh = (_split_heads(x, num_heads, wide) for x in (q, k))
-    mean = kh.mean(-2, keepdim=True)
-    kh = kh - mean
+    centre = centre_rows(k).mean(0, dtype=wide)
+    qh, kh = (_split_heads(x, num_heads, wide) for x in (q, k.to(wide) - centre))
     q_scale = qh.abs().amax(-1).clamp(min=1e-12) / LARGEST[dtype]
     peaks = F.pad(kh.abs().amax(-1), (0, -k.shape[0] % K_GROUP)).unflatten(-1, (-1, K_GROUP)).amax(-1)
     k_scale = peaks.clamp(min=1e-12) / LARGEST[dtype]
     each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
     values = [_merge_heads(to_eight_bits(x, dtype)) for x in (qh / q_scale.unsqueeze(-1), kh / each_key)]
-    return values[0], q_scale.float(), values[1], k_scale.float(), mean.flatten().float()
-
-
-def value_centre(v: Tensor) -> Tensor:
-    """What ``quantise_v`` takes from every row of v [L, D]: the mean of at most a thousand of them, evenly apart -> [D] fp32."""
-    return v[:: -(-v.shape[0] // 1024)].mean(0, dtype=_working_dtype(v)).float()
+    return values[0], q_scale.float(), values[1], k_scale.float(), centre.float()
 
 
 def quantise_v(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """v [L, H*D] as fp8 e4m3, transposed, keys in V_ORDER in every 16.
 
     Returns values [H*D, L padded with zeros to K_GROUP], exponent [H, ceil(L / K_GROUP)] and centre [H*D], so that in each
-    head and group v ~ values^T * 2^exponent + centre; attention adds the centre back to its output (arXiv:2411.10958).
+    head and group v ~ values^T * 2^exponent + centre, which is the mean of V's ``centre_rows``; attention adds it back to its
+    output, since the weights of a query sum to one (arXiv:2411.10958).
     """
-    centre = value_centre(v)
+    centre = centre_rows(v).mean(0, dtype=_working_dtype(v)).float()
     padded = F.pad(v.to(_working_dtype(v)) - centre, (0, 0, 0, -v.shape[0] % K_GROUP))
     groups = padded.reshape(-1, K_GROUP, num_heads, v.shape[1] // num_heads)
     exponent = (groups.abs().amax((1, 3)).clamp(min=1e-12) / LARGEST[torch.float8_e4m3fn]).log2()
@@ -312,12 +313,12 @@ def quantise_v(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return ordered.clamp(-largest, largest).to(torch.float8_e4m3fn).t().contiguous(), exponent.t().contiguous().float(), centre
 
 
-def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, k_mean: Tensor) -> tuple[Tensor, Tensor]:
+def dequantise_qk(q: Tensor, q_scale: Tensor, k: Tensor, k_scale: Tensor, k_centre: Tensor) -> tuple[Tensor, Tensor]:
     """fp32 q and k [L, H*D] from what ``quantise_qk`` gives."""
     num_heads = q_scale.shape[0]
     each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
     qh, kh = (_split_heads(x.float(), num_heads, torch.float32) for x in (q, k))
-    return _merge_heads(qh * q_scale.unsqueeze(-1)), _merge_heads(kh * each_key) + k_mean
+    return _merge_heads(qh * q_scale.unsqueeze(-1)), _merge_heads(kh * each_key) + k_centre
 
 
 def dequantise_v(values: Tensor, exponent: Tensor, centre: Tensor, length: int) -> Tensor:

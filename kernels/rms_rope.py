@@ -10,6 +10,7 @@ memory's bandwidth.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import no_type_check
 
 from torch import Tensor
@@ -27,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     return reference.rms_norm(x, weight, eps) if runs_plain(x) else _rms_norm_op(x, weight, eps)
 
 
-def qk_norm_rope(
+def qk_norm_rope_(
     q: Tensor,
     k: Tensor,
     q_weight: Tensor,
@@ -36,11 +37,10 @@ def qk_norm_rope(
     sin: Tensor,
     num_heads: int,
     eps: float = 1e-6,
-) -> tuple[Tensor, Tensor]:
-    """RMS norm of q and k [L, H*D] over the full width, then rotary by cos, sin [L, D/2] in every head -> (q, k)."""
-    if runs_plain(q):
-        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
-    return _qk_norm_rope_op(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
+) -> None:
+    """RMS norm of q and k [L, H*D] over the full width, then rotary by cos, sin [L, D/2] in every head, both in place."""
+    serve = _plain_qk_norm_rope if runs_plain(q) else _qk_norm_rope_op
+    serve(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
 
 
 def rope_1d(x: Tensor, positions: Tensor, num_heads: int, theta: float = 1e4) -> Tensor:
@@ -50,10 +50,10 @@ def rope_1d(x: Tensor, positions: Tensor, num_heads: int, theta: float = 1e4) ->
 
 @jit
 @no_type_check
-def rotated_part(values, cos, sin, columns_of_pairs, pairs, PART: tl.constexpr):
+def rotated_part(values, cos, sin, columns_of_pairs, PAIRS: tl.constexpr, PART: tl.constexpr):
     """A part of a row, whole heads, turned by the row's cosines and sines."""
     even, odd = tl.split(tl.reshape(values, [PART // 2, 2]))
-    pair = columns_of_pairs % pairs
+    pair = columns_of_pairs % PAIRS
     c = tl.load(cos + pair).to(tl.float32)
     s = tl.load(sin + pair).to(tl.float32)
     return tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), [PART])
@@ -72,23 +72,23 @@ def _rms_rope_kernel(
     k_out,
     q_stride,
     k_stride,
-    table_stride,
-    pairs,
+    q_out_stride,
+    k_out_stride,
     width,
     eps,
+    PAIRS: tl.constexpr,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
+    if cos is not None:
+        cos += row * PAIRS
+        sin += row * PAIRS
     if tl.program_id(1) == 0:
-        _one_row(
-            q + row * q_stride, q_weight, cos, sin, q_out + row * width, row, table_stride, pairs, width, eps, HEAD, TAIL, RAGGED
-        )
+        _one_row(q + row * q_stride, q_weight, cos, sin, q_out + row * q_out_stride, width, eps, PAIRS, HEAD, TAIL, RAGGED)
     elif k is not None:
-        _one_row(
-            k + row * k_stride, k_weight, cos, sin, k_out + row * width, row, table_stride, pairs, width, eps, HEAD, TAIL, RAGGED
-        )
+        _one_row(k + row * k_stride, k_weight, cos, sin, k_out + row * k_out_stride, width, eps, PAIRS, HEAD, TAIL, RAGGED)
 
 
 @jit
@@ -99,11 +99,9 @@ def _one_row(
     cos,
     sin,
     out,
-    row,
-    table_stride,
-    pairs,
     width,
     eps,
+    PAIRS: tl.constexpr,
     HEAD: tl.constexpr,
     TAIL: tl.constexpr,
     RAGGED: tl.constexpr,
@@ -122,22 +120,25 @@ def _one_row(
         if TAIL > 0:
             tail = tail * rstd * read_part(weight, tail_columns, width, RAGGED)
     if cos is not None:
-        cos += row * table_stride
-        sin += row * table_stride
-        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), pairs, HEAD)
+        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), PAIRS, HEAD)
         if TAIL > 0:
-            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), pairs, TAIL)
+            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), PAIRS, TAIL)
     write_part(out, head_columns, head, width, False)
     if TAIL > 0:
         write_part(out, tail_columns, tail, width, RAGGED)
 
 
-def _start(
-    tensors: list[tuple[Tensor, Tensor | None]], cos: Tensor | None, sin: Tensor | None, num_heads: int, eps: float
-) -> list[Tensor]:
-    """Run the kernel on one or two (tensor, norm weight) of the same shape."""
-    inputs = [contiguous_channels(x) for x, _ in tensors]
-    for x in inputs:
+def start_rms_rope(
+    tensors: Sequence[tuple[Tensor, Tensor | None, Tensor]],
+    cos: Tensor | None,
+    sin: Tensor | None,
+    num_heads: int,
+    eps: float,
+) -> None:
+    """Run the kernel on one or two (input [L, H*D], norm weight or None, output), which may be the input."""
+    inputs = [contiguous_channels(x) for x, _, _ in tensors]
+    outputs = [out for _, _, out in tensors]
+    for x in (*inputs, *outputs):
         require_rows("q and k", x)
     length, width = inputs[0].shape
     if any(x.shape != inputs[0].shape for x in inputs):
@@ -150,8 +151,7 @@ def _start(
         raise ValueError(f"cos and sin must be [{length}, {pairs}]")
     arch = architecture(inputs[0])
     assert arch is not None
-    outputs = [room(x) for x in inputs]
-    weights = [None if w is None else w.contiguous() for _, w in tensors]
+    weights = [None if w is None else w.contiguous() for _, w, _ in tensors]
     second = len(inputs) > 1
     launch(
         _rms_rope_kernel,
@@ -165,31 +165,42 @@ def _start(
         outputs[1] if second else None,
         inputs[0].stride(0),
         inputs[1].stride(0) if second else 0,
-        pairs,
-        pairs,
+        outputs[0].stride(0),
+        outputs[1].stride(0) if second else 0,
         width,
         eps,
+        PAIRS=pairs,
         **cut_row(width),
         num_warps=launch_settings("rms_rope", arch).num_warps,
     )
-    return outputs
 
 
 @operation("rms_norm", fake=lambda x, *_: room(x))
 def _rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     if not use_triton("rms_norm", x, setting="rms_rope"):
         return reference.rms_norm(x, weight, eps)
-    return _start([(x, weight)], None, None, 1, eps)[0]
+    out = room(x)
+    start_rms_rope([(x, weight, out)], None, None, 1, eps)
+    return out
 
 
-@operation("qk_norm_rope", fake=lambda q, k, *_: (room(q), room(k)))
+def _plain_qk_norm_rope(
+    q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, num_heads: int, eps: float
+) -> None:
+    turned_q, turned_k = reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
+    q.copy_(turned_q)
+    k.copy_(turned_k)
+
+
+@operation("qk_norm_rope_", fake=lambda *_: None, mutates=("q", "k"))
 def _qk_norm_rope_op(
     q: Tensor, k: Tensor, q_weight: Tensor, k_weight: Tensor, cos: Tensor, sin: Tensor, num_heads: int, eps: float
-) -> tuple[Tensor, Tensor]:
-    if not use_triton("qk_norm_rope", q, setting="rms_rope"):
-        return reference.qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
-    outputs = _start([(q, q_weight), (k, k_weight)], cos, sin, num_heads, eps)
-    return outputs[0], outputs[1]
+) -> None:
+    obstacle = None if q.stride(-1) == k.stride(-1) == 1 else "channels are not contiguous"
+    if use_triton("qk_norm_rope_", q, setting="rms_rope", obstacle=obstacle):
+        start_rms_rope([(q, q_weight, q), (k, k_weight, k)], cos, sin, num_heads, eps)
+    else:
+        _plain_qk_norm_rope(q, k, q_weight, k_weight, cos, sin, num_heads, eps)
 
 
 @operation("rope_1d", fake=lambda x, *_: room(x))
@@ -197,4 +208,6 @@ def _rope_1d_op(x: Tensor, positions: Tensor, num_heads: int, theta: float) -> T
     if not use_triton("rope_1d", x, setting="rms_rope"):
         return reference.rope_1d(x, positions, num_heads, theta)
     cos, sin = reference.rope_tables(positions.float(), x.shape[-1] // num_heads, theta)
-    return _start([(x, None)], cos, sin, num_heads, 0.0)[0]
+    out = room(x)
+    start_rms_rope([(x, None, out)], cos, sin, num_heads, 0.0)
+    return out

@@ -2,9 +2,9 @@
 
     out = softmax(q k^T * scale) (v - centre) + centre        q, k and v as ``quantise_qk`` and ``quantise_v`` give them
 
-Approximate: cosine to the exact result 0.999 with 16-bit values, 0.998 with fp8, on data like the model's. Taking K's mean away
-moves all scores of a query by the same number: softmax does not see it, and the log-sum-exp gets it back. Bytes and floor
-are those of ``_flash``.
+Approximate: cosine to the exact result 0.999 with 16-bit values, 0.998 with fp8, on data like the model's. What was taken from
+all keys would have moved all scores of a query by one number: softmax does not miss it, and the log-sum-exp gets it back. Bytes
+and floor are those of ``_flash``.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def _plain_attention(
     q_scale: Tensor,
     k: Tensor,
     k_scale: Tensor,
-    k_mean: Tensor,
+    k_centre: Tensor,
     v: Tensor,
     v_exponent: Tensor | None,
     v_centre: Tensor | None,
@@ -70,7 +70,7 @@ def _plain_attention(
     scale: float | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    wide_q, wide_k = reference.dequantise_qk(q, q_scale, k, k_scale, k_mean)
+    wide_q, wide_k = reference.dequantise_qk(q, q_scale, k, k_scale, k_centre)
     if v_exponent is not None and v_centre is not None:
         v = reference.dequantise_v(v, v_exponent, v_centre, k.shape[0])
     if block_list is not None and block_count is not None:
@@ -87,7 +87,7 @@ def _eight_bit_op(
     q_scale: Tensor,
     k: Tensor,
     k_scale: Tensor,
-    k_mean: Tensor,
+    k_centre: Tensor,
     v: Tensor,
     v_exponent: Tensor | None,
     v_centre: Tensor | None,
@@ -104,7 +104,7 @@ def _eight_bit_op(
     triton = Option("triton", "8-bit tensor cores", obstacle)
     if choose("eight_bit_attention", (triton, Option("reference", "plain torch serves everything"))) == "reference":
         return _plain_attention(
-            q, q_scale, k, k_scale, k_mean, v, v_exponent, v_centre, block_list, block_count, num_heads, scale, out_dtype
+            q, q_scale, k, k_scale, k_centre, v, v_exponent, v_centre, block_list, block_count, num_heads, scale, out_dtype
         )
-    inputs = FlashInputs(q, k, contiguous_channels(v), q_scale, k_scale, k_mean, v_exponent, v_centre, block_list, block_count)
+    inputs = FlashInputs(q, k, contiguous_channels(v), q_scale, k_scale, k_centre, v_exponent, v_centre, block_list, block_count)
     return start_flash(setting, inputs, num_heads, scale, out_dtype)

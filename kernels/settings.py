@@ -54,7 +54,7 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
     "layer_norm": _ROW,
     "residual_gate_norm": _ROW,
     "rms_rope": _ROW,
-    "quantise_rows": _everywhere(Launch(num_warps=4, block_n=2048)),
+    "quantise_rows": _everywhere(Launch(num_warps=8)),  # rows of 13,824: 64 values a thread
     "text_image_attention": {
         "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),  # 64 keys spill
         "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
@@ -83,10 +83,15 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
         "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=64),
         "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
     },
-    # A chunk of block_m rows of 5120 one after another, each 20 values a thread, and as many of their sums.
-    "quantise_qk": _everywhere(Launch(num_warps=8, block_m=32)),
-    # Tiles of K_GROUP tokens and one head, 64 values a thread.
-    "quantise_tiles": _everywhere(Launch(num_warps=8)),
+    "quantise_qk": _ROW,
+    # block_n heads after one another, 32 values of each a thread; the next is on its way while one is computed.
+    "quantise_keys": {
+        "sm_80": Launch(num_warps=16, num_stages=2, block_n=8),  # another one ahead spills a register, compiled with Triton 3.6
+        "sm_89": Launch(num_warps=16, num_stages=2, block_n=8),
+        "sm_90": Launch(num_warps=16, num_stages=3, block_n=8),
+    },
+    # A tile of K_GROUP tokens and one head, 32 values a thread.
+    "quantise_values": _everywhere(Launch(num_warps=16)),
     "int8_linear": {
         "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),
         "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),

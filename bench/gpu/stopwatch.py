@@ -18,7 +18,7 @@ _OPERATIONS = {
     "framewise_attention": "audio attention",
     "class_attention_map": "person map",
     "layer_norm_modulate": "norms, gates, rotary",
-    "qk_norm_rope": "norms, gates, rotary",
+    "qk_norm_rope_": "norms, gates, rotary",
     "residual_gate_norm": "norms, gates, rotary",
     "rms_norm": "norms, gates, rotary",
     "rope_1d": "norms, gates, rotary",

@@ -172,11 +172,18 @@ def _rms(shape: Shape, device: str) -> Built:
 
 def _qk_norm_rope(shape: Shape, device: str) -> Built:
     (q, k), (qw, kw), (cos, sin) = _activations(2, shape, device), _vectors(2, device), _tables(shape, device)
+    # Our call turns its operands, each time; the others are given their own.
+    rows, copies = (q[:256].float(), k[:256].float()), (q.clone(), k.clone())
+
+    def turned() -> tuple[Tensor, Tensor]:
+        kernels.qk_norm_rope_(q, k, qw, kw, cos, sin, HEADS)
+        return q, k
+
     return Built(
-        lambda: kernels.qk_norm_rope(q, k, qw, kw, cos, sin, HEADS),
-        {"torch.compile": lambda: _compiled(reference.qk_norm_rope)(q, k, qw, kw, cos, sin, HEADS)},
+        turned,
+        {"torch.compile": lambda: _compiled(reference.qk_norm_rope)(*copies, qw, kw, cos, sin, HEADS)},
         _first_rows,
-        lambda: reference.qk_norm_rope(q[:256].float(), k[:256].float(), qw, kw, cos[:256], sin[:256], HEADS)[0],
+        lambda: reference.qk_norm_rope(*rows, qw, kw, cos[:256], sin[:256], HEADS)[0],
     )
 
 
@@ -321,8 +328,8 @@ def _prepared_eight_bit(shape: Shape, device: str, values: str) -> tuple[EightBi
     groups = -(-length // K_GROUP)
     q, k = ((noise(length, WIDTH, device=device) * 30).clamp(-127, 127).to(torch.int8) for _ in range(2))
     q_scale = torch.full((HEADS, length), 1 / 30, device=device)
-    k_scale, k_mean = torch.full((HEADS, groups), 1 / 30, device=device), torch.zeros(WIDTH, device=device)
-    qk = EightBitQK(q, q_scale, k, k_scale, k_mean)
+    k_scale, k_centre = torch.full((HEADS, groups), 1 / 30, device=device), torch.zeros(WIDTH, device=device)
+    qk = EightBitQK(q, q_scale, k, k_scale, k_centre)
     if values == "bf16":
         return qk, noise(length, WIDTH, device=device)
     exponent, centre = torch.full((HEADS, groups), -7.0, device=device), torch.zeros(WIDTH, device=device)

@@ -21,7 +21,7 @@ from kernels import (
     framewise_attention,
     gelu_tanh,
     layer_norm_modulate,
-    qk_norm_rope,
+    qk_norm_rope_,
     residual_gate_norm,
     rms_norm,
     rope_1d,
@@ -215,7 +215,8 @@ class _Block(nn.Module):
         """
         heads, eps = self._heads, self._eps
         attn = self.self_attn
-        q, k = qk_norm_rope(attn.q(h), attn.k(h), attn.norm_q.weight, attn.norm_k.weight, context.cos, context.sin, heads, eps)
+        q, k = attn.q(h), attn.k(h)
+        qk_norm_rope_(q, k, attn.norm_q.weight, attn.norm_k.weight, context.cos, context.sin, heads, eps)
         y = attn.o(context.attend(q, k, attn.v(h), heads))
         positions = None
         if context.masks is not None:

@@ -48,11 +48,12 @@ def test_the_norm_after_a_residual_reads_the_stored_sum() -> None:
 
 def test_rotary_is_complex_multiplication() -> None:
     q, k, weight, angles = noise(4, 24), noise(4, 24, seed=1), noise(24, seed=2), noise(4, 6, seed=3)
-    got = kernels.qk_norm_rope(q, k, weight, weight, angles.cos(), angles.sin(), 2)
-    for x, out in zip((q, k), got, strict=True):
+    turned = q.clone(), k.clone()
+    kernels.qk_norm_rope_(*turned, weight, weight, angles.cos(), angles.sin(), 2)
+    for x, out in zip((q, k), turned, strict=True):
         normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * weight
-        turned = torch.view_as_complex(normed.view(4, 2, 6, 2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
-        assert torch.allclose(out, torch.view_as_real(turned).flatten(1))
+        pairs = torch.view_as_complex(normed.view(4, 2, 6, 2)) * torch.polar(torch.ones_like(angles), angles)[:, None]
+        assert torch.allclose(out, torch.view_as_real(pairs).flatten(1))
 
 
 def test_rope_1d_turns_pair_i_by_its_frequency() -> None:
