@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 OUT ?= talking.mp4
 TORCH ?= torch==2.13.0
 
-.PHONY: demo serve test test-long chaos check clean lock bench bench-gpu bench-kernels bench-load quality
+.PHONY: demo serve test test-long chaos check clean lock bench bench-gpu bench-kernels tune-kernels bench-load quality
 
 demo: $(VENV)/.base
 	$(BIN)/infinitetalk animate examples/astronaut.png examples/en_allison.wav -o $(OUT) --seconds 15
@@ -35,11 +35,18 @@ bench-gpu:
 	elif [ -x $(BIN)/python ]; then $(BIN)/python -m bench.gpu.model && $(BIN)/python -m bench.gpu.engine && $(BIN)/python -m bench.gpu.several; \
 	else echo 'bench-gpu skipped: no Python with torch: make PYTHON=... bench-gpu'; fi
 
-# Every kernel beside its peers on a GPU; without one, what the compiler makes of each for sm_80, sm_89 and sm_90.
+# Every kernel beside its peers on a GPU, and every bar; without one, what the compiler makes of each for sm_80, sm_89 and sm_90.
+# MORE="--save" also writes the tables under kernels/bench/results.
 bench-kernels:
-	@if $(PYTHON) -c 'import torch, triton' 2>/dev/null; then $(PYTHON) -m kernels.bench; \
-	elif [ -x $(BIN)/python ]; then $(BIN)/python -m kernels.bench; \
+	@if $(PYTHON) -c 'import torch, triton' 2>/dev/null; then $(PYTHON) -m kernels.bench $(MORE); \
+	elif [ -x $(BIN)/python ]; then $(BIN)/python -m kernels.bench $(MORE); \
 	else echo 'bench-kernels skipped: no Python with torch and triton: make PYTHON=... bench-kernels'; fi
+
+# Other launch settings of the kernels beside the shipped ones, on the GPU at hand; MORE="--only flash" for some.
+tune-kernels:
+	@if $(PYTHON) -c 'import torch, triton' 2>/dev/null; then $(PYTHON) -m kernels.bench.tune $(MORE); \
+	elif [ -x $(BIN)/python ]; then $(BIN)/python -m kernels.bench.tune $(MORE); \
+	else echo 'tune-kernels skipped: no Python with torch and triton: make PYTHON=... tune-kernels'; fi
 
 test: check
 	$(BIN)/pytest -q -n 2 --dist loadfile

@@ -7,6 +7,8 @@ table under ``kernels/bench/results`` says otherwise.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -112,6 +114,17 @@ def launch_settings(kernel: str, architecture: Architecture) -> Launch:
     if isinstance(entry, Unavailable):
         raise ValueError(f"{kernel} is not used on {architecture}: {entry.reason}")
     return entry
+
+
+@contextmanager
+def replaced(kernel: str, architecture: Architecture, launch: Launch) -> Iterator[None]:
+    """Another setting in a shipped one's place, for a while: to try it out."""
+    before = _SETTINGS[kernel][architecture]
+    _SETTINGS[kernel][architecture] = launch
+    try:
+        yield
+    finally:
+        _SETTINGS[kernel][architecture] = before
 
 
 def kernel_names() -> tuple[str, ...]:

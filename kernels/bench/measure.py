@@ -3,17 +3,51 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.bench.cases import FP8, HEADS, Built, Call, Case, Rate, Shape, noise
+from kernels.bench.case import FP8, HEADS, Built, Call, Case, Rate, Shape, noise
 
 _WARM_UP_SECONDS = 0.2
 _MEASURE_SECONDS = 1.0
 # Long calls are repeated at least, short ones at most, this often.
 _FEWEST, _MOST = 5, 200
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The sample of an output beside the fp32 truth; ``error`` is the norm of the difference over that of the truth."""
+
+    cosine: float
+    relative_l1: float
+    rmse: float
+    worst_head: float | None
+    error: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of one call: milliseconds, rate and its share of the ceiling, accuracy; or why it could not run."""
+
+    by: str
+    milliseconds: float = 0.0
+    rate: float = 0.0
+    share: float = 0.0
+    accuracy: Accuracy | None = None
+    obstacle: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Ours, then the peers; ``rounding`` is what one rounding of the truth to bf16 costs, in ``Accuracy.error``'s measure."""
+
+    case: Case
+    shape: Shape
+    rows: tuple[Row, ...]
+    rounding: float | None = None
 
 
 def milliseconds(call: Call) -> float:
@@ -57,51 +91,48 @@ def _copy_rate() -> float:
     return 2 * source.nbytes / milliseconds(lambda: target.copy_(source)) * 1e3
 
 
-def measure(case: Case, shape: Shape, limits: dict[Rate, float]) -> tuple[list[str], list[str]]:
-    """Table rows of ours and every peer, and what failed. A peer that cannot run is a row that says so."""
+def measure(case: Case, shape: Shape, limits: dict[Rate, float], device: str = "cuda") -> Result:
+    """Our call and every peer on the same data; one that cannot run is a row that says why."""
     if case.rate not in limits:
-        return [f"| {case.name} | {shape.name} | ours | not on this device: no fp8 | | | | | | |"], []
+        return Result(case, shape, (Row("ours", obstacle="not on this device: no fp8"),))
     torch.manual_seed(0)
-    built = case.build(shape, "cuda")
+    built = case.build(shape, device)
     exact = built.exact() if built.exact is not None else None
-    rows, failures = [], []
+    rows = []
     for name, call in {"ours": built.ours, **built.peers}.items():
         try:
-            cells = _cells(case, shape, built, call, exact, limits[case.rate], ours=name == "ours")
+            rows.append(_measure_one(name, call, case, shape, built, exact, limits[case.rate]))
         except (RuntimeError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0][:120]
-            rows.append(f"| {case.name} | {shape.name} | {name} | cannot run: {reason} | | | | | | |")
-            if name == "ours":
-                failures.append(f"{case.name} at {shape.name} failed: {reason}")
-            continue
-        rows.append(f"| {case.name} | {shape.name} | {name} | {' | '.join(cells)} |")
-    del built
+            rows.append(Row(name, obstacle=str(error).strip().splitlines()[0][:120]))
+    rounding = None if exact is None else accuracy(exact.bfloat16(), exact).error
+    del built, exact
     torch.cuda.empty_cache()
-    return rows, failures
+    return Result(case, shape, tuple(rows), rounding)
 
 
-def _cells(case: Case, shape: Shape, built: Built, call: Call, exact: Tensor | None, limit: float, *, ours: bool) -> list[str]:
+def _measure_one(name: str, call: Call, case: Case, shape: Shape, built: Built, exact: Tensor | None, limit: float) -> Row:
     result = call()
-    accuracy = ["", "", "", ""]
-    if exact is not None and built.sample is not None and (ours or _same_kind(result, built)):
-        accuracy = _accuracy(built.sample(result), exact)
+    seen = None
+    if exact is not None and built.sample is not None and (name == "ours" or built.alike):
+        seen = accuracy(built.sample(result), exact)
     del result
     time = milliseconds(call)
     rate = case.work(shape) / time * 1e3
-    unit = "GB/s" if case.rate == "bytes" else "TFLOP/s"
-    return [f"{time:.3f}", f"{rate / (1e9 if unit == 'GB/s' else 1e12):.0f} {unit}", f"{rate / limit:.0%}", *accuracy]
+    return Row(name, time, rate, rate / limit, seen)
 
 
-def _same_kind(result: object, built: Built) -> bool:
-    return type(result) is type(built.ours())
-
-
-def _accuracy(got: Tensor, exact: Tensor) -> list[str]:
+def accuracy(got: Tensor, exact: Tensor) -> Accuracy:
+    """How near a sample is to the truth."""
     got, exact = got.double(), exact.double()
     error = got - exact
-    cosine = F.cosine_similarity(got.flatten(), exact.flatten(), dim=0)
-    cells = [f"{cosine:.6f}", f"{error.abs().sum() / exact.abs().sum():.5f}", f"{error.square().mean().sqrt():.2e}"]
-    if exact.shape[-1] % HEADS:
-        return [*cells, ""]
-    heads = [x.reshape(x.shape[0], HEADS, -1).transpose(0, 1).flatten(1) for x in (got, exact)]
-    return [*cells, f"{F.cosine_similarity(heads[0], heads[1], dim=1).min():.6f}"]
+    worst = None
+    if exact.shape[-1] % HEADS == 0:
+        heads = [x.reshape(x.shape[0], HEADS, -1).transpose(0, 1).flatten(1) for x in (got, exact)]
+        worst = float(F.cosine_similarity(heads[0], heads[1], dim=1).min())
+    return Accuracy(
+        cosine=float(F.cosine_similarity(got.flatten(), exact.flatten(), dim=0)),
+        relative_l1=float(error.abs().sum() / exact.abs().sum()),
+        rmse=float(error.square().mean().sqrt()),
+        worst_head=worst,
+        error=float(error.norm() / exact.norm()),
+    )

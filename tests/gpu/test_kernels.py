@@ -1,5 +1,6 @@
 """The kernels on a real device: their arithmetic on fresh data, and production shapes run twice and held to their bars."""
 
+import dataclasses
 import importlib.util
 import os
 import subprocess
@@ -12,10 +13,12 @@ if importlib.util.find_spec("torch") is None or importlib.util.find_spec("triton
     pytest.skip("torch or triton is not installed (extra: gpu)", allow_module_level=True)
 
 import torch
-import torch.nn.functional as F
 
 from kernels import dispatch
-from kernels.bench.cases import CASES, SHAPES, Built, Case
+from kernels.bench.case import SHAPES, Built, Case
+from kernels.bench.cases import CASES
+from kernels.bench.measure import Result, Row, accuracy
+from kernels.bench.verdict import TORCH_IN_BF16, verdicts
 
 pytestmark = [
     pytest.mark.gpu,
@@ -43,17 +46,17 @@ def served(case: Case) -> bool:
     return architecture is not None and architecture not in case.absent
 
 
-def assert_meets_its_bar(case: Case, built: Built, got: torch.Tensor, exact: torch.Tensor) -> None:
-    got, exact = got.double(), exact.double()
-    if case.rate in ("int8", "fp8") or "-> fp8" in case.name or "-> int8" in case.name:
-        sixteen_bit_values = "int8 + bf16" in case.name
-        cosine = F.cosine_similarity(got.flatten(), exact.flatten(), dim=0)
-        assert cosine >= (0.999 if sixteen_bit_values else 0.998)
-        assert (got - exact).abs().sum() / exact.abs().sum() <= (0.03 if sixteen_bit_values else 0.07)
-        return
-    torch_s = next((peer for name, peer in built.peers.items() if "sdpa" in name), None)
-    own = exact.bfloat16().double() if torch_s is None or built.sample is None else built.sample(torch_s()).double()
-    assert (got - exact).norm() <= 2 * (own - exact).norm() + 1e-6 * exact.norm()
+def assert_is_exact_enough(case: Case, built: Built, got: torch.Tensor, exact: torch.Tensor) -> None:
+    """The bench's own verdicts on accuracy; speed is the bench's to judge, not a test's."""
+    assert built.sample is not None
+    torch_s = [
+        Row(name, accuracy=accuracy(built.sample(peer()), exact)) for name, peer in built.peers.items() if name in TORCH_IN_BF16
+    ]
+    own = accuracy(exact.bfloat16(), exact).error
+    unhurried = dataclasses.replace(case, bar=dataclasses.replace(case.bar, share=0.0, times=()))
+    result = Result(unhurried, SHAPES[0], (Row("ours", accuracy=accuracy(got, exact)), *torch_s), own)
+    missed = [verdict for verdict in verdicts(result) if not verdict.met]
+    assert not missed
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -74,4 +77,4 @@ def test_production_shapes(case: Case) -> None:
         assert torch.isfinite(one.float()).all()
         assert torch.equal(one.view(torch.uint8), other.view(torch.uint8)), "two runs differ: a race"
     if built.sample is not None and exact is not None:
-        assert_meets_its_bar(case, built, built.sample(result), exact)
+        assert_is_exact_enough(case, built, built.sample(result), exact)
