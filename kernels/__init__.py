@@ -13,7 +13,7 @@ from kernels.layer_norms import (
 from kernels.linear import EightBitWeight, layer_precision, linear_eight_bit, quantise_weight
 from kernels.quantise import gelu_tanh_quantised, quantise_rows
 from kernels.quantise_qk import EightBitQK, qk_norm_rope_quantised, quantise_qk
-from kernels.quantise_v import EightBitV, quantise_v
+from kernels.quantise_v import EightBitV, eight_bit_values, quantise_v
 from kernels.rms_rope import qk_norm_rope_, rms_norm, rope_1d
 from kernels.self_attention import attention, attention_with_lse, merge_attention
 from kernels.self_attention_eight_bit import eight_bit_attention, eight_bit_attention_with_lse
@@ -31,6 +31,7 @@ __all__ = [
     "class_attention_map",
     "eight_bit_attention",
     "eight_bit_attention_with_lse",
+    "eight_bit_values",
     "framewise_attention",
     "gelu_tanh",
     "gelu_tanh_quantised",

@@ -40,6 +40,11 @@ def quantise_v(v: Tensor, num_heads: int) -> EightBitV:
     return EightBitV(*(reference.quantise_v(v, num_heads) if runs_plain(v) else _quantise_v_op(v, num_heads)))
 
 
+def eight_bit_values(v: Tensor, num_heads: int) -> Tensor | EightBitV:
+    """v [L, H*D] as ``eight_bit_attention`` is quickest with it where v lives: in fp8, or as it is where there is none."""
+    return v if eight_bit_obstacle(v, torch.float8_e4m3fn) else quantise_v(v, num_heads)
+
+
 @jit
 @no_type_check
 def _transpose_kernel(v, centre, exponents, values, rows, stride, padded, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr):

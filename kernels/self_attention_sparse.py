@@ -7,6 +7,7 @@ whole. What is near in space and time is kept too. Blocks are reference.Q_BLOCK 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ def select_blocks(
     num_heads: int,
     keep: float,
     *,
-    frame_shape: tuple[int, int] | None = None,
+    near: Sequence[int] = (),
     least_similarity: float = 0.5,
 ) -> BlockList:
     """Choose key blocks for q [Lq, H*D] over k [Lk, H*D].
@@ -66,8 +67,8 @@ def select_blocks(
         q, k: after norm and rotary, any float dtype.
         num_heads: heads in the last axis.
         keep: share of key blocks kept for each block of queries, above 0, up to 1; guards and neighbours may keep more.
-        frame_shape: rows and columns of tokens in a frame of self-attention; the blocks that hold a query block's own
-            tokens and those one row, and one frame, before and after it are always kept. None keeps no neighbours.
+        near: how many tokens away, either way, the neighbours stand whose blocks are always kept, of tokens that attend to one
+            another: a row of the picture, a frame. A query block's own tokens are neighbours then, too; none without any.
         least_similarity: mean cosine between the tokens of a block below which the block is kept whole.
     """
     if not 0 < keep <= 1:
@@ -77,8 +78,8 @@ def select_blocks(
     scores = q_mean @ k_mean.transpose(-1, -2)
     blocks = scores.shape[-1]
     always = (k_similarity < least_similarity).unsqueeze(-2).expand_as(scores)
-    if frame_shape is not None:
-        always = always | _neighbours(q.shape[0], k.shape[0], frame_shape, q.device)
+    if near:
+        always = always | _neighbours(q.shape[0], k.shape[0], near, q.device)
     ranked = scores.masked_fill(always, float("inf")).argsort(dim=-1, descending=True)
     kept = torch.zeros_like(scores, dtype=torch.bool)
     kept.scatter_(-1, ranked[..., : max(1, round(keep * blocks))], True)
@@ -99,17 +100,16 @@ def _pool(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
     return mean.transpose(0, 1), directions.square().sum(-1).t()
 
 
-def _neighbours(q_len: int, k_len: int, frame_shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Key blocks that overlap a query block shifted by nothing, a row or a frame either way: [query blocks, key blocks]."""
+def _neighbours(q_len: int, k_len: int, near: Sequence[int], device: torch.device) -> Tensor:
+    """Key blocks that overlap a query block as it stands or shifted by a distance, either way: [query blocks, key blocks]."""
     first = torch.arange(0, q_len, Q_BLOCK, device=device).unsqueeze(-1)
     last = (first + Q_BLOCK - 1).clamp(max=q_len - 1)
     keys_first = torch.arange(0, k_len, K_BLOCK, device=device).unsqueeze(0)
     keys_last = (keys_first + K_BLOCK - 1).clamp(max=k_len - 1)
-    near = torch.zeros((first.shape[0], keys_first.shape[1]), dtype=torch.bool, device=device)
-    frame = frame_shape[0] * frame_shape[1]
-    for shift in (0, -frame_shape[1], frame_shape[1], -frame, frame):
-        near |= (first + shift <= keys_last) & (last + shift >= keys_first)
-    return near
+    found = torch.zeros((first.shape[0], keys_first.shape[1]), dtype=torch.bool, device=device)
+    for shift in (0, *near, *(-distance for distance in near)):
+        found |= (first + shift <= keys_last) & (last + shift >= keys_first)
+    return found
 
 
 def _as_list(kept: Tensor) -> BlockList:

@@ -182,9 +182,9 @@ What follows from it:
 * 9 s need one forward a step, or a second GPU for the second branch, which the engine uses by itself. Distilling the
   guidance would give the first without a loss.
 * No stage outside the transformer comes to a quarter of the chunk in any row.
-* The engine runs the first row, and the second where fp8 weights are chosen (`INFINITETALK_MEMORY=fp8`). The 8-bit
-  and sparse attention of the third stand in `kernels/`, and not yet in the model: what they do to a picture has to be
-  seen with real weights first.
+* The engine runs the first row by itself, the second with `INFINITETALK_MEMORY=eight_bit`, and the third with the options
+  `eight_bit_attention` and `attention_keep` (0.5) besides. These are off unless asked for: what they do to a picture has to
+  be seen with real weights first. The autoencoder works in fp32.
 
 ## What is assumed
 

@@ -60,6 +60,7 @@ def main() -> None:
     part("diffusers' parts", lambda: _diffusers(table, size))
     part("offload", lambda: _mode(table, "offload", size, 2, deadline))
     part("fp8", lambda: _mode(table, "fp8", size, 2, deadline))
+    part("eight_bit", lambda: _mode(table, "eight_bit", size, 2, deadline))
 
 
 def _transformer(mode: str) -> Any:
@@ -68,24 +69,23 @@ def _transformer(mode: str) -> Any:
     from torch import nn  # noqa: PLC0415
 
     from model_store.infinitetalk import memory  # noqa: PLC0415
-    from model_store.infinitetalk.loading import _packable  # noqa: PLC0415
+    from model_store.infinitetalk.loading import pack_blocks  # noqa: PLC0415
     from model_store.infinitetalk.offload import BlockOffload  # noqa: PLC0415
-    from model_store.infinitetalk.quantised import QuantisedLinear, quantise  # noqa: PLC0415
     from model_store.infinitetalk.transformer import InfiniteTalkTransformer  # noqa: PLC0415
 
     with torch.device("meta"):
         model = InfiniteTalkTransformer()
     device = "cpu" if mode == "offload" else "cuda"
-    for path, module in list(model.named_modules()):
+    for module in list(model.modules()):
         for leaf, parameter in list(module.named_parameters(recurse=False)):
             values = torch.randn(parameter.shape, dtype=torch.bfloat16, device="cuda")
             scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.02
             values = values * scale + (1 if parameter.ndim == 1 and leaf == "weight" else 0)
             module._parameters[leaf] = nn.Parameter(values.to(device), requires_grad=False)
-        if mode == "fp8" and isinstance(module, nn.Linear) and _packable(f"{path}.weight"):
-            packed = QuantisedLinear(*quantise(module.weight, torch.float8_e4m3fn), module.bias)
-            parent, _, leaf = path.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, packed)
+    if mode in ("fp8", "eight_bit"):
+        pack_blocks(model, "fp8" if torch.cuda.get_device_capability() >= (8, 9) else "int8")
+    if mode == "eight_bit":
+        model.multiply_in_eight_bits()
     if mode == "offload":
         choice = memory.choose(24 * 10**9, memory.needs(), len(model.blocks), "offload")
         BlockOffload(model, torch.device("cuda"), choice.resident)
@@ -170,6 +170,7 @@ def _mode(table: report.Table, mode: str, size: tuple[int, int], chunks: int, de
     import torch  # noqa: PLC0415
 
     from model_store.engine import Plan  # noqa: PLC0415
+    from model_store.infinitetalk.attention import EXACT, Attention  # noqa: PLC0415
     from model_store.infinitetalk.guidance import Guidance  # noqa: PLC0415
     from model_store.infinitetalk.options import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT  # noqa: PLC0415
     from model_store.infinitetalk.sampler import Sampling  # noqa: PLC0415
@@ -200,8 +201,11 @@ def _mode(table: report.Table, mode: str, size: tuple[int, int], chunks: int, de
     photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
     script = Script(words[0], words[1], rows, lambda _: photo, False, 0)
     plan = Plan(size[1], size[0], frames, 72, 81)
-    for label, audio in (("two forwards a step", AUDIO), ("one forward a step", 1.0)):
-        loop = Loop(parts.models, script, plan, Sampling(STEPS, SHIFT, Guidance(1.0, audio)))
+    ways = [("two forwards a step", AUDIO, EXACT), ("one forward a step", 1.0, EXACT)]
+    if mode == "eight_bit":
+        ways += [(f"{label}, attention in 8 bits", audio, Attention(eight_bit=True)) for label, audio, _ in ways]
+    for label, audio, how in ways:
+        loop = Loop(parts.models, script, plan, Sampling(STEPS, SHIFT, Guidance(1.0, audio), attention=how))
         torch.cuda.reset_peak_memory_stats()
         stream = loop.run(0, State(), lambda *_: None)
         clock(f"first chunk with its preparation, {label}", lambda s=stream: next(s))

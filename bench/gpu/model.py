@@ -123,6 +123,40 @@ def _transformer(table: report.Table, folder: Path, ours: dict[str, float], dead
                         f"... {part}", f"{milliseconds:.0f} ms", f"{milliseconds / whole:.1%} of {whole:.0f} ms with the clocks"
                     )
 
+    _in_eight_bits(table, model, ours, deadline)
+
+
+def _in_eight_bits(table: report.Table, model: Any, ours: dict[str, float], deadline: float) -> None:
+    """The quicker ways of computing, each beside the exact one of this run, in speed and in what it predicts."""
+    import torch  # noqa: PLC0415
+
+    from model_store.infinitetalk.attention import EXACT, Attention  # noqa: PLC0415
+    from model_store.infinitetalk.loading import pack_blocks  # noqa: PLC0415
+
+    given = {name: _inputs(size, 1) for name, size in SIZES.items()}
+    exact = {name: model(**inputs) for name, inputs in given.items()}
+    eight_bit = Attention(eight_bit=True)
+
+    def measure(kind: str, how: Attention) -> None:
+        for name, inputs in given.items():
+            if time.monotonic() > deadline:
+                table.row(f"forward {name}, {kind}", "not run", "no time left")
+                continue
+            error = ((model(**inputs, how=how) - exact[name]).norm() / exact[name].norm()).item()
+            torch.cuda.reset_peak_memory_stats()
+            seconds = report.device_seconds(lambda g=inputs: model(**g, how=how), 1, 3)
+            times = ours[f"{name}, one voice"] / seconds if f"{name}, one voice" in ours else float("nan")
+            memory = torch.cuda.max_memory_allocated() / report.GIB
+            note = f"{times:.2f} times as fast as exact; its prediction differs by {error:.1%}; peak {memory:.1f} GiB"
+            table.row(f"**forward {name}, {kind}**", f"**{seconds:.2f} s**", note)
+
+    measure("attention in 8 bits", eight_bit)
+    pack_blocks(model, "fp8" if torch.cuda.get_device_capability() >= (8, 9) else "int8")
+    torch.cuda.empty_cache()
+    model.multiply_in_eight_bits()
+    measure("linear layers in 8 bits", EXACT)
+    measure("linear layers and attention in 8 bits", eight_bit)
+
 
 def _reset_host_peak() -> None:
     try:

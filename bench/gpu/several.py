@@ -93,6 +93,7 @@ def _member(
     """One process: all go through the same divisions in the same order."""
     import torch  # noqa: PLC0415
 
+    from model_store.infinitetalk.attention import EXACT  # noqa: PLC0415
     from model_store.infinitetalk.crew import Member, RoundOrder, TakeOrder  # noqa: PLC0415
     from model_store.infinitetalk.division import divide, divisions  # noqa: PLC0415
     from model_store.infinitetalk.guidance import Guidance  # noqa: PLC0415
@@ -122,7 +123,7 @@ def _member(
                 began = time.monotonic()
                 for start in range(0, len(branches), division.groups):
                     member.compute(
-                        RoundOrder(tuple(shape), 700.0, branches[start : start + division.groups], False, division), latent
+                        RoundOrder(tuple(shape), 700.0, branches[start : start + division.groups], False, EXACT, division), latent
                     )
                 if device.type == "cuda":
                     torch.cuda.synchronize()

@@ -13,16 +13,21 @@ from torch import nn
 import model_store.infinitetalk.transformer as module
 
 _OPERATIONS = {
-    "attention": "self-attention",
+    "attend": "self-attention",
+    "eight_bit_attention": "self-attention",
+    "eight_bit_values": "self-attention",
     "text_image_attention": "text and image attention",
     "framewise_attention": "audio attention",
     "class_attention_map": "person map",
     "layer_norm_modulate": "norms, gates, rotary",
+    "modulated_norm": "norms, gates, rotary",
+    "joined_norm": "norms, gates, rotary",
     "qk_norm_rope_": "norms, gates, rotary",
-    "residual_gate_norm": "norms, gates, rotary",
+    "qk_norm_rope_quantised": "norms, gates, rotary",
     "rms_norm": "norms, gates, rotary",
     "rope_1d": "norms, gates, rotary",
-    "gelu_tanh": "GELU",
+    "rows": "activations to 8 bits",
+    "activated": "GELU",
 }
 _LINEARS = {
     "self_attn": "self q, k, v, o",

@@ -167,5 +167,5 @@ def sparse(kind: str, shape: Shape, device: str) -> Built:
 def selection(shape: Shape, device: str) -> Built:
     """Choosing half of the blocks; random data resembles itself nowhere, so that guard is off."""
     q, k = activations(2, shape, device)
-    frame = (shape.rows, shape.columns)
-    return Built(lambda: kernels.select_blocks(q, k, HEADS, 0.5, frame_shape=frame, least_similarity=-1))
+    near = (shape.columns, shape.rows * shape.columns)
+    return Built(lambda: kernels.select_blocks(q, k, HEADS, 0.5, near=near, least_similarity=-1))

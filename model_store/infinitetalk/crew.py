@@ -26,6 +26,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model_store.errors import InfiniteTalkError
+from model_store.infinitetalk.attention import Attention
 from model_store.infinitetalk.division import Division, divide
 from model_store.infinitetalk.forwards import LocalForwards, Told
 from model_store.infinitetalk.guidance import Branch
@@ -68,6 +69,7 @@ class RoundOrder:
     time: float
     branches: tuple[Branch, ...]
     skip: bool
+    how: Attention
     division: Division
 
     def follow(self, member: Member) -> None:
@@ -128,7 +130,7 @@ class Member:
         if group is not None and group < len(work.branches):
             self._transformer.share = self._shares.get(work.division.share)
             branch = work.branches[group]
-            found[branch] = self.forwards.forward(given, work.time, branch, work.skip)
+            found[branch] = self.forwards.forward(given, work.time, branch, work.skip, work.how)
         for group, branch in enumerate(work.branches[1:], start=1):
             prediction = found.get(branch)
             if prediction is None:
@@ -214,7 +216,7 @@ class Crew:
         self._told = given
 
     def predict(
-        self, latent: Tensor, time: float, branches: Sequence[Branch], skip: bool, before: Callable[[], None]
+        self, latent: Tensor, time: float, branches: Sequence[Branch], skip: bool, how: Attention, before: Callable[[], None]
     ) -> Mapping[Branch, Tensor]:
         """See ``Forwards``."""
         tokens = latent.shape[2] * latent.shape[3] // PATCH**2
@@ -222,7 +224,7 @@ class Crew:
         found: dict[Branch, Tensor] = {}
         for start in range(0, len(branches), division.groups):
             before()
-            work = RoundOrder(tuple(latent.shape), time, tuple(branches[start : start + division.groups]), skip, division)
+            work = RoundOrder(tuple(latent.shape), time, tuple(branches[start : start + division.groups]), skip, how, division)
             self._tell(work)
             found |= self._require_member().compute(work, latent)
         return {branch: found[branch].to(latent.device) for branch in branches}

@@ -39,8 +39,9 @@ _SAME_SHAPE = 0.01
 
 
 class InfiniteTalkEngine(Engine):
-    """See the module. Options: ``variant``, ``steps``, ``shift``, ``text_guidance``, ``audio_guidance``,
-    ``negative_prompt``, ``apg``, ``teacache``; see :class:`~model_store.infinitetalk.options.Settings`."""
+    """See the module. Options: ``variant``, ``steps``, ``shift``, ``text_guidance``, ``audio_guidance``, ``negative_prompt``,
+    ``apg``, ``teacache``, ``eight_bit_attention``, ``attention_keep``; :class:`~model_store.infinitetalk.options.Settings`
+    explains them."""
 
     name: ClassVar[str] = "infinitetalk"
     version: ClassVar[int] = 1
@@ -192,7 +193,8 @@ def _centre(picture: Picture, plan: Plan) -> tuple[float, float]:
 
 
 def _sampling(settings: Settings, resolution: str, parts: Parts) -> Sampling:
-    from model_store.infinitetalk.guidance import Guidance  # noqa: PLC0415 - needs torch
+    from model_store.infinitetalk.attention import Attention  # noqa: PLC0415 - needs torch
+    from model_store.infinitetalk.guidance import Guidance  # noqa: PLC0415
     from model_store.infinitetalk.sampler import Sampling, timesteps  # noqa: PLC0415
     from model_store.infinitetalk.step_skipping import CHANGE, skipped_steps  # noqa: PLC0415
 
@@ -201,7 +203,7 @@ def _sampling(settings: Settings, resolution: str, parts: Parts) -> Sampling:
     times = timesteps(settings.steps, shift)[:-1]
     fitted = resolution if resolution in CHANGE else "480"
     skipped = skipped_steps(times, parts.models.transformer.time_modulation, fitted, settings.teacache)
-    return Sampling(settings.steps, shift, guidance, skipped)
+    return Sampling(settings.steps, shift, guidance, skipped, Attention(settings.eight_bit_attention, settings.attention_keep))
 
 
 def _parts_module() -> ModuleType:

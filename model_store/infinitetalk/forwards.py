@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from model_store.infinitetalk.attention import Attention
 from model_store.infinitetalk.guidance import Branch
 from model_store.infinitetalk.step_skipping import KeptBlocks
 from model_store.infinitetalk.transformer import InfiniteTalkTransformer
@@ -41,7 +42,7 @@ class Forwards(Protocol):
         """The next take; ``keeps`` says whether steps of it will skip the blocks."""
 
     def predict(
-        self, latent: Tensor, time: float, branches: Sequence[Branch], skip: bool, before: Callable[[], None]
+        self, latent: Tensor, time: float, branches: Sequence[Branch], skip: bool, how: Attention, before: Callable[[], None]
     ) -> Mapping[Branch, Tensor]:
         """The predictions of one step, fp32 ``[16, T, h, w]`` each.
 
@@ -50,6 +51,7 @@ class Forwards(Protocol):
             time: 0..1000.
             branches: what is asked for.
             skip: add what the blocks added before instead of running them.
+            how: tokens attend to one another.
             before: called before every forward, or all that run at a time; may raise to stop.
         """
 
@@ -68,16 +70,16 @@ class LocalForwards:
         self._kept = {branch: KeptBlocks() if keeps else None for branch in Branch}
 
     def predict(
-        self, latent: Tensor, time: float, branches: Sequence[Branch], skip: bool, before: Callable[[], None]
+        self, latent: Tensor, time: float, branches: Sequence[Branch], skip: bool, how: Attention, before: Callable[[], None]
     ) -> Mapping[Branch, Tensor]:
         """See :class:`Forwards`."""
         found = {}
         for branch in branches:
             before()
-            found[branch] = self.forward(latent, time, branch, skip)
+            found[branch] = self.forward(latent, time, branch, skip, how)
         return found
 
-    def forward(self, latent: Tensor, time: float, branch: Branch, skip: bool) -> Tensor:
+    def forward(self, latent: Tensor, time: float, branch: Branch, skip: bool, how: Attention) -> Tensor:
         """One prediction."""
         told = self._told
         if told is None:
@@ -91,5 +93,6 @@ class LocalForwards:
             told.speech if branch.speech else told.silence,
             kept=self._kept[branch],
             skip=skip,
+            how=how,
         )
         return prediction

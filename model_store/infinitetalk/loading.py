@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from kernels import quantise_weight
 from model_store.errors import InfiniteTalkError
 from model_store.infinitetalk import names
 from model_store.infinitetalk.lora import Lora
-from model_store.infinitetalk.quantised import FORMATS, QuantisedLinear, quantise
+from model_store.infinitetalk.quantised import FORMATS, QuantisedLinear
 from model_store.infinitetalk.safetensors_header import damaged
 from model_store.infinitetalk.tensor_files import TensorFile, open_tensor_file
 from model_store.infinitetalk.transformer import InfiniteTalkTransformer, TransformerConfig
@@ -151,7 +152,7 @@ def fill(
                 tensor = lora.apply(name, tensor)
             eight_bits = pack_dtype or format_in_file
             if may_pack and eight_bits is not None:
-                data, scale = quantise(tensor.to(device), eight_bits)
+                data, scale = quantise_weight(tensor.to(device), eight_bits)
                 _place_packed(module, name, data, scale)
             else:
                 _place(module, name, tensor.to(device, dtype, copy=True))
@@ -207,6 +208,18 @@ def _packable(name: str) -> bool:
     """The blocks' large products; what is small or computed in fp32 keeps its precision."""
     parts = name.split(".")
     return parts[0] == "blocks" and parts[2] in _PACKED_LAYERS and not parts[3].startswith("norm")
+
+
+def pack_blocks(model: InfiniteTalkTransformer, format_name: str) -> None:
+    """Keep the large weights of a model's blocks in 8 bits from now on, as ``load_transformer`` does while it loads.
+
+    Args:
+        model: with weights.
+        format_name: a key of ``quantised.FORMATS``.
+    """
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and _packable(f"{path}.weight"):
+            _place_packed(model, f"{path}.weight", *quantise_weight(module.weight, FORMATS[format_name]))
 
 
 def read_transformer_config(path: Path) -> TransformerConfig:

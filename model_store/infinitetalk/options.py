@@ -47,6 +47,8 @@ class Settings:
         negative_prompt: what to steer away from, where there is text guidance.
         apg: adaptive projected guidance.
         teacache: threshold of skipping steps, 0 skips none.
+        eight_bit_attention: tokens attend to one another in 8 bits.
+        attention_keep: share of the blocks of tokens that each sees after the first quarter of the steps; 1 sees all.
     """
 
     variant: Variant
@@ -57,6 +59,8 @@ class Settings:
     negative_prompt: str
     apg: bool
     teacache: float
+    eight_bit_attention: bool
+    attention_keep: float
 
     @property
     def tiny(self) -> bool:
@@ -83,6 +87,8 @@ _KNOWN: Mapping[str, tuple[str, _Check]] = {
     "negative_prompt": ("a text of at most 4000 characters", lambda value: isinstance(value, str) and len(value) <= 4000),
     "apg": ("true or false", lambda value: isinstance(value, bool)),
     "teacache": ("a number from 0 (off) to 1", _between(0, 1)),
+    "eight_bit_attention": ("true or false", lambda value: isinstance(value, bool)),
+    "attention_keep": ("a number from 0.1 to 1 (all)", _between(0.1, 1)),
 }
 """Option name -> what it may be, and whether a value is that."""
 
@@ -136,4 +142,6 @@ def read_options(options: Mapping[str, str | int | float | bool], expressiveness
         negative_prompt=str(options.get("negative_prompt", DEFAULT_NEGATIVE_PROMPT)),
         apg=bool(options.get("apg", False)),
         teacache=float(options.get("teacache", 0.0)),
+        eight_bit_attention=bool(options.get("eight_bit_attention", False)),
+        attention_keep=float(options.get("attention_keep", 1.0)),
     )

@@ -8,11 +8,13 @@ whole prediction.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels import attention
+from model_store.infinitetalk.attention import Attention, attend
 from model_store.infinitetalk.transformer import InfiniteTalkTransformer
 
 
@@ -40,14 +42,14 @@ class SequenceShare:
         dist.all_gather(parts, tokens.contiguous(), group=self._group)
         return torch.cat([part.unflatten(0, (frames, -1)) for part in parts], dim=1).flatten(0, 1)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-        """Attention of this process's queries to the keys of all processes, each ``[N / processes, dim]``."""
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, how: Attention, near: Sequence[int]) -> Tensor:
+        """``attend`` of this process's queries to the keys of all processes, each ``[N / processes, dim]``."""
         if num_heads % self._size:
             raise ValueError(f"{num_heads} heads cannot be divided among {self._size} processes")
         by_heads = torch.cat([x.unflatten(1, (self._size, -1)) for x in (q, k, v)], dim=-1)
         mine = self._exchange(by_heads.transpose(0, 1)).flatten(0, 1)
         q, k, v = (x.contiguous() for x in mine.chunk(3, dim=-1))
-        result = attention(q, k, v, num_heads // self._size)
+        result = attend(q, k, v, num_heads // self._size, how, near)
         return self._exchange(result.unflatten(0, (self._size, -1))).transpose(0, 1).flatten(1)
 
     def _exchange(self, parts: Tensor) -> Tensor:

@@ -153,9 +153,16 @@ def load_transformer(
             transformer = Checkpoints(cache, "cpu").transformer(variant, on_tensor=on_loaded)
             BlockOffload(transformer, device, choice.resident)
         else:
-            quantised = "fp8" if choice.mode == "fp8" else None
+            quantised = None if choice.mode == "whole" else _eight_bit_format(choice, rank)
             transformer = Checkpoints(cache, device).transformer(variant, quantised=quantised, on_tensor=on_loaded)
+            if choice.mode == "eight_bit":
+                transformer.multiply_in_eight_bits()
     return transformer, device
+
+
+def _eight_bit_format(choice: memory.Choice, rank: int) -> str:
+    """fp8, unless there are to be products that the GPU has no fp8 for (Ampere)."""
+    return "int8" if choice.mode == "eight_bit" and torch.cuda.get_device_capability(rank) < (8, 9) else "fp8"
 
 
 def _parts(

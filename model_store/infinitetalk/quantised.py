@@ -1,4 +1,4 @@
-"""Linear layers whose weights are kept in 8 bits: half the memory of bf16, the same arithmetic after unpacking.
+"""Linear layers whose weights are kept in 8 bits: half the memory of bf16, and on request products in 8 bits.
 
 A row of the weight has one scale. The state dict uses optimum-quanto's names (``weight._data``, ``weight._scale``,
 ``input_scale``, ``output_scale``), so that its files are read and ours can be read by it.
@@ -12,31 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels import EightBitWeight, linear_eight_bit
+from model_store.infinitetalk.activations import Activation
+
 FORMATS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
 """Weight formats by the name that users choose."""
 
-_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-
-
-def quantise(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Round a weight to 8 bits, one scale a row.
-
-    Args:
-        weight: ``[out, in]``, any float dtype.
-        dtype: a value of :data:`FORMATS`.
-
-    Returns:
-        data: ``[out, in]`` in ``dtype``.
-        scale: float32 ``[out, 1]``; ``data * scale`` is the weight again.
-    """
-    wide = weight.float()
-    scale = wide.abs().amax(1, keepdim=True).clamp_(min=torch.finfo(torch.float32).tiny) / _LARGEST[dtype]
-    scaled = wide / scale
-    return (scaled.round_() if dtype == torch.int8 else scaled).to(dtype), scale
-
 
 class QuantisedLinear(nn.Module):
-    """A Linear with an 8-bit weight; activations and products stay in the input's dtype.
+    """A Linear with an 8-bit weight.
+
+    Activations in 16 bits are multiplied in 16 bits, with the unpacked weight; activations in the weight's type and a scale for
+    each row (see ``activations``) in 8 bits.
 
     Args:
         data: ``[out, in]`` in a dtype of :data:`FORMATS`.
@@ -55,8 +42,12 @@ class QuantisedLinear(nn.Module):
         """The unpacked weight, float32 ``[out, in]``."""
         return self.data.float() * self.scale
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Activation) -> Tensor:
         """``[..., in] -> [..., out]``."""
+        if isinstance(x, tuple):
+            bias = self.bias
+            out_dtype = torch.bfloat16 if bias is None else bias.dtype
+            return linear_eight_bit(x, EightBitWeight(self.data, self.scale), bias, out_dtype)
         return F.linear(x, self.weight.to(x.dtype), self.bias)
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]  # torch's own signature has no types

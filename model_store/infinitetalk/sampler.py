@@ -16,6 +16,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from model_store.infinitetalk.attention import EXACT, Attention
 from model_store.infinitetalk.forwards import Forwards
 from model_store.infinitetalk.guidance import Guidance, Guide
 
@@ -46,12 +47,14 @@ class Sampling:
         shift: above 1 spends more steps on noisy latents.
         guidance: see :class:`Guidance`.
         skipped: steps that use again what the blocks added before, see ``step_skipping.skipped_steps``.
+        attention: how tokens attend to one another.
     """
 
     steps: int
     shift: float
     guidance: Guidance
     skipped: frozenset[int] = field(default_factory=frozenset)
+    attention: Attention = EXACT
 
 
 def denoise(
@@ -80,7 +83,8 @@ def denoise(
     for step, (now, following) in enumerate(itertools.pairwise(times)):
         latent[:, : given.shape[1]] = given
         before = partial(on_step, step)
-        predictions = forwards.predict(latent, now, sampling.guidance.branches, step in sampling.skipped, before)
+        how = sampling.attention.at(step, sampling.steps)
+        predictions = forwards.predict(latent, now, sampling.guidance.branches, step in sampling.skipped, how, before)
         latent -= guide.join(predictions) * ((now - following) / T_MAX)
     on_step(sampling.steps)
     return latent

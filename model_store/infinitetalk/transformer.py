@@ -7,7 +7,7 @@ head are fp32. ``state_dict()`` has exactly the public checkpoints' keys: Wan2.1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, cast
 
@@ -16,21 +16,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import (
-    attention,
     class_attention_map,
+    eight_bit_attention,
+    eight_bit_values,
     framewise_attention,
-    gelu_tanh,
     layer_norm_modulate,
+    layer_precision,
     qk_norm_rope_,
-    residual_gate_norm,
+    qk_norm_rope_quantised,
     rms_norm,
     rope_1d,
     text_image_attention,
 )
+from model_store.infinitetalk.activations import Activation, activated, joined_norm, modulated_norm, rows
+from model_store.infinitetalk.attention import EXACT, Attention, attend
 from model_store.infinitetalk.audio_windows import FRAMES_PER_LATENT, WINDOW, latent_frames, latent_windows
 from model_store.infinitetalk.embeddings import rotary_tables, time_sinusoid
 from model_store.infinitetalk.memo import TensorMemo
 from model_store.infinitetalk.people import key_positions, query_positions, token_masks
+from model_store.infinitetalk.quantised import QuantisedLinear
 from model_store.infinitetalk.step_skipping import KeptBlocks
 
 PATCH = 2
@@ -165,18 +169,17 @@ class TokenShare(Protocol):
     def join(self, tokens: Tensor, frames: int) -> Tensor:
         """The inverse of :meth:`split`, in every process."""
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-        """Attention of this process's queries to the keys of all, each ``[N / processes, dim]``."""
-
-
-Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, num_heads: int, how: Attention, near: Sequence[int]) -> Tensor:
+        """``attention.attend`` of this process's queries to the keys of all, each ``[N / processes, dim]``."""
 
 
 @dataclass(frozen=True)
 class _Context:
     """What every block of one forward sees besides the tokens: tables, and for each block its keys and values."""
 
-    attend: Attend
+    share: TokenShare | None
+    how: Attention
+    near: tuple[int, int]
     cos: Tensor
     sin: Tensor
     text: KeysValues
@@ -199,8 +202,10 @@ class _Block(nn.Module):
         )
         self._heads = config.num_heads
         self._eps = config.eps
+        self.bits: torch.dtype | None = None
+        """The 8-bit type that the linear layers multiply in, see ``InfiniteTalkTransformer.multiply_in_eight_bits``."""
 
-    def forward(self, x: Tensor, h: Tensor, modulation: Tensor, context: _Context, index: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, h: Activation, modulation: Tensor, context: _Context, index: int) -> tuple[Tensor, Tensor]:
         """One block, without its last residual: the caller joins that with the next block's first norm.
 
         Args:
@@ -213,27 +218,38 @@ class _Block(nn.Module):
         Returns:
             x before the feed-forward's residual, and the feed-forward's output, both ``[N, dim]``.
         """
-        heads, eps = self._heads, self._eps
+        eps, bits = self._eps, self.bits
         attn = self.self_attn
-        q, k = attn.q(h), attn.k(h)
-        qk_norm_rope_(q, k, attn.norm_q.weight, attn.norm_k.weight, context.cos, context.sin, heads, eps)
-        y = attn.o(context.attend(q, k, attn.v(h), heads))
-        positions = None
-        if context.masks is not None:
-            positions = query_positions(class_attention_map(q, k[: context.masks.shape[1]], context.masks, heads))
-        x, h = residual_gate_norm(x, y, modulation[2], weight=self.norm3.weight, bias=self.norm3.bias, eps=eps)
+        y, positions = self._attended(attn.q(h), attn.k(h), attn.v(h), context)
+        y = attn.o(rows(y, bits))
+        x, h = joined_norm(x, y, modulation[2], bits, weight=self.norm3.weight, bias=self.norm3.bias, eps=eps)
 
         cross = self.cross_attn
         q = rms_norm(cross.q(h), cross.norm_q.weight, eps)
-        y = cross.o(text_image_attention(q, *context.text[index], *context.image[index], heads))
+        y = cross.o(rows(text_image_attention(q, *context.text[index], *context.image[index], self._heads), bits))
         if context.audio is not None:
-            x, h = residual_gate_norm(x, y, None, weight=self.norm_x.weight, bias=self.norm_x.bias, eps=eps)
+            x, h = joined_norm(x, y, None, bits, weight=self.norm_x.weight, bias=self.norm_x.bias, eps=eps)
             q = self.audio_cross_attn.q_linear(h)
             if positions is not None:
-                q = rope_1d(q, positions, heads)
-            y = self.audio_cross_attn.proj(framewise_attention(q, *context.audio[index], heads))
-        x, h = residual_gate_norm(x, y, None, shift=modulation[3], scale=modulation[4], eps=eps)
-        return x, self.ffn[2](gelu_tanh(self.ffn[0](h)))
+                q = rope_1d(q, positions, self._heads)
+            y = self.audio_cross_attn.proj(rows(framewise_attention(q, *context.audio[index], self._heads), bits))
+        x, h = joined_norm(x, y, None, bits, shift=modulation[3], scale=modulation[4], eps=eps)
+        return x, self.ffn[2](activated(self.ffn[0](h), bits))
+
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor, context: _Context) -> tuple[Tensor, Tensor | None]:
+        """What self-attention gives for q and k before their norm, and where the speakers are, if there are several."""
+        heads, how, masks = self._heads, context.how, context.masks
+        turn = (self.self_attn.norm_q.weight, self.self_attn.norm_k.weight, context.cos, context.sin, heads, self._eps)
+        if how == Attention(eight_bit=True) and masks is None and context.share is None:
+            # Nobody else needs q and k in 16 bits.
+            qk = qk_norm_rope_quantised(q, k, *turn)
+            return eight_bit_attention(qk, eight_bit_values(v, heads), heads, out_dtype=v.dtype), None
+        qk_norm_rope_(q, k, *turn)
+        attention = attend if context.share is None else context.share.attention
+        y = attention(q, k, v, heads, how, context.near)
+        if masks is None:
+            return y, None
+        return y, query_positions(class_attention_map(q, k[: masks.shape[1]], masks, heads))
 
 
 class InfiniteTalkTransformer(nn.Module):
@@ -273,6 +289,7 @@ class InfiniteTalkTransformer(nn.Module):
         person_masks: Tensor | None = None,
         kept: KeptBlocks | None = None,
         skip: bool = False,
+        how: Attention = EXACT,
     ) -> Tensor:
         """The predicted velocity.
 
@@ -290,6 +307,7 @@ class InfiniteTalkTransformer(nn.Module):
             person_masks: where each person is, then the background, ``[P + 1, h, w]``. Needed when P > 1, not read else.
             kept: where what the blocks add is kept.
             skip: add what ``kept`` holds instead of running the blocks, see ``step_skipping``.
+            how: tokens attend to one another.
 
         Returns:
             float32 ``[out_dim, T, h, w]``.
@@ -311,7 +329,7 @@ class InfiniteTalkTransformer(nn.Module):
             x = x + kept.added
         else:
             patches = x
-            x = self._through_blocks(x, e0, self._context(grid, text, clip, audio, person_masks))
+            x = self._through_blocks(x, e0, self._context(grid, text, clip, audio, person_masks, how))
             if kept is not None:
                 kept.added = x - patches
         if self.share is not None:
@@ -326,8 +344,33 @@ class InfiniteTalkTransformer(nn.Module):
         """The first modulation of every block at a time 0..1000, fp32 ``[6, dim]``: all that the blocks know of the time."""
         return self._time_modulation(timestep)[1]
 
+    def multiply_in_eight_bits(self) -> None:
+        """Have the blocks' large linear layers multiply in the 8-bit type of their weights, not only keep them in it.
+
+        Which layers do is ``kernels.layer_precision``'s to say; the operation before each writes its result in that type.
+
+        Raises:
+            ValueError: a layer's weight is not in 8 bits, or two are in different types.
+        """
+        types = {
+            layer.data.dtype if isinstance(layer, QuantisedLinear) else torch.bfloat16
+            for name, layer in self.named_modules()
+            if isinstance(layer, QuantisedLinear | nn.Linear) and layer_precision(name) == "eight_bit"
+        }
+        if len(types) != 1 or torch.bfloat16 in types:
+            raise ValueError(f"the weights must be in one 8-bit type to be multiplied in it, not {sorted(map(str, types))}")
+        (bits,) = types
+        for block in self._blocks:
+            block.bits = bits
+
     def _context(
-        self, grid: tuple[int, int, int], text: Tensor, clip: Tensor, audio: Tensor | None, person_masks: Tensor | None
+        self,
+        grid: tuple[int, int, int],
+        text: Tensor,
+        clip: Tensor,
+        audio: Tensor | None,
+        person_masks: Tensor | None,
+        how: Attention,
     ) -> _Context:
         device = self.patch_embedding.weight.device
         cos, sin = self._rotary_tables(grid)
@@ -335,7 +378,9 @@ class InfiniteTalkTransformer(nn.Module):
             cos, sin = self.share.split(cos, grid[0]), self.share.split(sin, grid[0])
         several = audio is not None and audio.shape[0] > 1 and person_masks is not None
         return _Context(
-            attention if self.share is None else self.share.attention,
+            self.share,
+            how,
+            (grid[2], cos.shape[0] // grid[0]),
             cos,
             sin,
             self._text_memo.get(text, self._text_keys),
@@ -347,11 +392,12 @@ class InfiniteTalkTransformer(nn.Module):
     def _through_blocks(self, x: Tensor, e0: Tensor, context: _Context) -> Tensor:
         eps = self.config.eps
         modulations = [block.modulation.float().squeeze(0) + e0 for block in self._blocks]
-        h = layer_norm_modulate(x, modulations[0][0], modulations[0][1], eps)
+        first = self._blocks[0]
+        h = modulated_norm(x, modulations[0][0], modulations[0][1], eps, first.bits)
         for index, block in enumerate(self._blocks_in_turn()):
             x, y = block(x, h, modulations[index], context, index)
             following = modulations[min(index + 1, len(modulations) - 1)]  # the last block's h is not used
-            x, h = residual_gate_norm(x, y, modulations[index][5], shift=following[0], scale=following[1], eps=eps)
+            x, h = joined_norm(x, y, modulations[index][5], block.bits, shift=following[0], scale=following[1], eps=eps)
         return x
 
     def _blocks_in_turn(self) -> Iterator[_Block]:

@@ -48,7 +48,7 @@ def test_blocks_of_unlike_tokens_are_kept_whole() -> None:
 def test_neighbours_in_space_and_time_are_kept() -> None:
     rows, columns, frames = 32, 16, 6
     x = torch.zeros(frames * rows * columns, 8) + 1  # nothing to choose by
-    blocks = select_blocks(x, x, 1, 0.01, frame_shape=(rows, columns))
+    blocks = select_blocks(x, x, 1, 0.01, near=(columns, rows * columns))
     frame_blocks = rows * columns // K_BLOCK
     own = 9  # frame 2's second block of four
     # A row of 16 tokens before and after reaches into the blocks beside it; a frame before and after is four blocks away.

@@ -18,7 +18,9 @@ from model_store.engine import Checkpoint  # noqa: E402
 from model_store.errors import InfiniteTalkError  # noqa: E402
 from model_store.infinitetalk import memory  # noqa: E402
 from model_store.infinitetalk.engine import InfiniteTalkEngine  # noqa: E402
+from model_store.infinitetalk.loading import pack_blocks  # noqa: E402
 from model_store.infinitetalk.offload import BlockOffload  # noqa: E402
+from model_store.infinitetalk.transformer import InfiniteTalkTransformer  # noqa: E402
 
 GB = 10**9
 CPU = torch.device("cpu")
@@ -37,19 +39,14 @@ def test_visiting_blocks_compute_the_same(resident: int) -> None:
 
 
 def test_visiting_blocks_may_be_in_eight_bits() -> None:
-    from model_store.infinitetalk.quantised import QuantisedLinear, quantise  # noqa: PLC0415
-
-    def packed() -> torch.nn.Module:
+    def packed() -> InfiniteTalkTransformer:
         model = tiny.transformer()
-        for block in model.blocks:
-            for place in (0, 2):
-                linear = block.ffn[place]
-                block.ffn[place] = QuantisedLinear(*quantise(linear.weight, torch.float8_e4m3fn), linear.bias)
+        pack_blocks(model, "fp8")
         return model
 
     given, model = tiny.inputs(), packed()
     wanted = packed()(timestep=700.0, **given)
-    BlockOffload(model, CPU, 1)  # type: ignore[arg-type]
+    BlockOffload(model, CPU, 1)
     assert torch.equal(model(timestep=700.0, **given), wanted)
 
 
@@ -96,10 +93,11 @@ def test_too_little_memory_and_unknown_modes_name_the_cure(need: memory.Needs) -
     with pytest.raises(InfiniteTalkError, match="larger") as raised:
         memory.choose(8 * GB, need, 40)
     assert raised.value.code == "gpu_memory_short"
-    with pytest.raises(InfiniteTalkError, match="whole, fp8, offload") as raised:
+    with pytest.raises(InfiniteTalkError, match="whole, fp8, offload, eight_bit") as raised:
         memory.choose(80 * GB, need, 40, "half")
     assert raised.value.code == "memory_mode_unknown"
     assert memory.choose(80 * GB, need, 40, "fp8").mode == "fp8"
+    assert memory.choose(80 * GB, need, 40, "eight_bit").mode == "eight_bit"
 
 
 def resident_bytes() -> int:

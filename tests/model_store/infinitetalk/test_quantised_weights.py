@@ -11,9 +11,10 @@ safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors
 
 import tiny_transformer as tiny  # noqa: E402
 
+from kernels import quantise_weight  # noqa: E402
 from model_store.errors import InfiniteTalkError  # noqa: E402
-from model_store.infinitetalk.loading import load_transformer  # noqa: E402
-from model_store.infinitetalk.quantised import FORMATS, QuantisedLinear, quantise  # noqa: E402
+from model_store.infinitetalk.loading import load_transformer, pack_blocks  # noqa: E402
+from model_store.infinitetalk.quantised import FORMATS, QuantisedLinear  # noqa: E402
 
 Q = "blocks.1.self_attn.q"
 
@@ -29,7 +30,7 @@ def file(tmp_path: Path) -> Path:
 def test_no_weight_moves_by_more_than_half_a_step(name: str, step: float) -> None:
     weight = torch.randn(30, 50, generator=torch.Generator().manual_seed(0)) * torch.logspace(-3, 3, 30)[:, None]
     weight[7] = 0
-    data, scale = quantise(weight, FORMATS[name])
+    data, scale = quantise_weight(weight, FORMATS[name])
     error = (data.float() * scale - weight).abs()
     # int8 has even steps over a row's range; fp8 has steps relative to the weight, and even ones below its smallest normal
     largest = weight.abs().amax(1, keepdim=True)
@@ -66,7 +67,7 @@ def quanto_state(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     for path, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            data, scale = quantise(state.pop(f"{path}.weight"), dtype)
+            data, scale = quantise_weight(state.pop(f"{path}.weight"), dtype)
             state |= {f"{path}.weight._data": data, f"{path}.weight._scale": scale.bfloat16()}
             state |= {f"{path}.input_scale": torch.tensor(1.0), f"{path}.output_scale": torch.tensor(1.0)}
     return state
@@ -123,6 +124,31 @@ def test_quantised_files_that_cannot_be_used_are_named(tmp_path: Path, change: d
     with pytest.raises(InfiniteTalkError, match=r"quanto\.safetensors") as caught:
         load_transformer([tmp_path / "quanto.safetensors"], tiny.CONFIG)
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize(("name", "bound"), [("int8", 0.03), ("fp8", 0.1)])
+@pytest.mark.parametrize("people", [1, 2])
+def test_products_in_eight_bits_stay_close(file: Path, name: str, bound: float, people: int) -> None:
+    model = load_transformer([file], tiny.CONFIG, dtype=torch.float32, quantised=name)
+    given = tiny.inputs(people=people)
+    kept = model(timestep=500.0, **given)
+    model.multiply_in_eight_bits()
+    got = model(timestep=500.0, **given)
+    assert not torch.equal(got, kept)
+    assert tiny.relative_error(got, tiny.transformer()(timestep=500.0, **given)) < bound
+
+
+def test_products_in_eight_bits_need_one_eight_bit_type() -> None:
+    model = tiny.transformer()
+    with pytest.raises(ValueError, match="one 8-bit type"):
+        model.multiply_in_eight_bits()
+    pack_blocks(model, "int8")
+    model.multiply_in_eight_bits()
+    assert {block.bits for block in model.blocks} == {torch.int8}
+    weight = quantise_weight(torch.randn(96, 96), FORMATS["fp8"])
+    model.blocks[1].cross_attn.o = QuantisedLinear(*weight, None)
+    with pytest.raises(ValueError, match="float8"):
+        model.multiply_in_eight_bits()
 
 
 def test_an_unknown_format_lists_the_known_ones(file: Path) -> None:

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch", reason="torch is not installed: pip install
 
 import tiny_transformer as tiny  # noqa: E402
 
+from model_store.infinitetalk.attention import Attention  # noqa: E402
 from model_store.infinitetalk.guidance import APG_NORM, Branch, Guidance, Guide  # noqa: E402
 from model_store.infinitetalk.sampler import Sampling, denoise, noise, timesteps  # noqa: E402
 from model_store.infinitetalk.step_skipping import KeptBlocks, skipped_steps  # noqa: E402
@@ -28,7 +29,13 @@ class Made:
         pass
 
     def predict(
-        self, latent: torch.Tensor, time: float, branches: Sequence[Branch], skip: bool, before: Callable[[], None]
+        self,
+        latent: torch.Tensor,
+        time: float,
+        branches: Sequence[Branch],
+        skip: bool,
+        how: Attention,
+        before: Callable[[], None],
     ) -> dict[Branch, torch.Tensor]:
         found = {}
         for branch in branches:
