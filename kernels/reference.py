@@ -330,6 +330,18 @@ def dequantise_v(values: Tensor, exponent: Tensor, centre: Tensor, length: int) 
     return (groups * exponent.t().exp2()[:, None, :, None]).flatten(0, 1).flatten(1)[:length] + centre
 
 
+def block_means(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
+    """Of blocks of x [L, H*D], the last one ragged: their mean tokens [H, blocks, D] and their tokens' mean cosine [H, blocks]."""
+    heads = _split_heads(x, num_heads, _working_dtype(x))
+    means, similarities = [], []
+    for part in heads.split(block, dim=1):
+        directions = part / torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=1e-12)
+        means.append(part.mean(1))
+        # The squared length of the mean unit vector is the mean of all pairwise cosines.
+        similarities.append(directions.mean(1).square().sum(-1))
+    return torch.stack(means, dim=1), torch.stack(similarities, dim=1)
+
+
 def block_sparse_attention(
     q: Tensor, k: Tensor, v: Tensor, num_heads: int, block_list: Tensor, block_count: Tensor, scale: float | None = None
 ) -> Tensor:

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import reference
 from kernels._flash import FlashInputs, empty_lse, start_flash
 from kernels._operation import operation, room
+from kernels.block_means import block_means
 from kernels.dispatch import Option, choose, runs_plain
 from kernels.reference import K_BLOCK, Q_BLOCK
 from kernels.self_attention import sixteen_bit_obstacle
@@ -73,8 +73,8 @@ def select_blocks(
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep must be above 0 and at most 1, not {keep}")
-    q_mean, q_similarity = _pool(q, num_heads, Q_BLOCK)
-    k_mean, k_similarity = _pool(k, num_heads, K_BLOCK)
+    q_mean, q_similarity = block_means(q, num_heads, Q_BLOCK)
+    k_mean, k_similarity = block_means(k, num_heads, K_BLOCK)
     scores = q_mean @ k_mean.transpose(-1, -2)
     blocks = scores.shape[-1]
     always = (k_similarity < least_similarity).unsqueeze(-2).expand_as(scores)
@@ -85,19 +85,6 @@ def select_blocks(
     kept.scatter_(-1, ranked[..., : max(1, round(keep * blocks))], True)
     kept |= always | (q_similarity < least_similarity).unsqueeze(-1)
     return _as_list(kept)
-
-
-def _pool(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
-    """Mean token [H, blocks, D] and mean pairwise cosine of tokens [H, blocks] of every block of one head."""
-    length = x.shape[0]
-    rows = F.pad(x, (0, 0, 0, -length % block)).reshape(-1, block, num_heads, x.shape[1] // num_heads)
-    count = torch.full((rows.shape[0], 1), float(block), device=x.device)
-    count[-1] -= -length % block
-    mean = rows.sum(1, dtype=torch.float32) / count.unsqueeze(-1)
-    inverse = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32).clamp(min=1e-12).reciprocal()
-    directions = torch.einsum("blhd,blh->bhd", rows, inverse.to(rows.dtype)).float() / count.unsqueeze(-1)
-    # The squared length of the mean unit vector is the mean of all pairwise cosines.
-    return mean.transpose(0, 1), directions.square().sum(-1).t()
 
 
 def _neighbours(q_len: int, k_len: int, near: Sequence[int], device: torch.device) -> Tensor:

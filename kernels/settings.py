@@ -92,7 +92,8 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
         "sm_89": Launch(num_warps=16, num_stages=2, block_n=8),
         "sm_90": Launch(num_warps=16, num_stages=3, block_n=8),
     },
-    # A tile of K_GROUP tokens and one head, 32 values a thread.
+    # A tile of a hundred tokens and one head, 32 values a thread.
+    "block_means": _everywhere(Launch(num_warps=16)),
     "quantise_values": _everywhere(Launch(num_warps=16)),
     "int8_linear": {
         "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=128, block_k=128),

@@ -114,6 +114,7 @@ CASES: tuple[Case, ...] = (
     _case("half the blocks, bf16", "bf16", lambda s: _attention_work(s, 0.5), _HALF, attention.sparse, "bf16"),
     _case("half the blocks, int8 + bf16 values", "int8", lambda s: _attention_work(s, 0.5), _HALF, attention.sparse, "int8 bf16"),
     _case("half the blocks, int8 + fp8 values", "fp8", lambda s: _attention_work(s, 0.5), _HALF, attention.sparse, "int8 fp8"),
+    _case("means of blocks", "bytes", lambda s: _x(s, 1), _MEMORY_BOUND, fusions.block_means),
     _case("choosing half of the blocks", "bytes", lambda s: _x(s, 2), Bar(), attention.selection),
     _case("linear 5120 -> 13824, fp8", "fp8", _linear_work, _LINEAR, linear, FP8, WIDTH, FFN),
     _case("linear 5120 -> 13824, int8", "int8", _linear_work, _LINEAR, linear, torch.int8, WIDTH, FFN),

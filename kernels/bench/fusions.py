@@ -25,7 +25,8 @@ from kernels.bench.case import (
     second_first_rows,
     vectors,
 )
-from kernels.reference import K_GROUP
+from kernels.block_means import block_means as means_of_blocks
+from kernels.reference import K_BLOCK, K_GROUP
 
 
 def _tables(shape: Shape, device: str) -> tuple[Tensor, Tensor]:
@@ -209,4 +210,15 @@ def quantise_v(shape: Shape, device: str) -> Built:
         {"torch.compile": lambda: compiled(reference.quantise_v)(v, HEADS)},
         restored,
         v[:SAMPLE].float,
+    )
+
+
+def block_means(shape: Shape, device: str) -> Built:
+    """What blocks of tokens are like, for choosing among them."""
+    (x,) = activations(1, shape, device)
+    return Built(
+        lambda: means_of_blocks(x, HEADS, K_BLOCK),
+        {"torch.compile": lambda: compiled(reference.block_means)(x, HEADS, K_BLOCK)},
+        lambda out: out[0][:, :2],
+        lambda: reference.block_means(x[: 2 * K_BLOCK].float(), HEADS, K_BLOCK)[0],
     )

@@ -65,7 +65,7 @@ def candidates(kernel: str, architecture: Architecture) -> list[Launch]:
         return _warps(2, 4, 8)
     if kernel == "quantise_rows":
         return _warps(4, 8, 16)
-    if kernel == "quantise_values":
+    if kernel in ("block_means", "quantise_values"):
         return _warps(8, 16)
     if kernel == "quantise_keys":
         return [
@@ -92,6 +92,7 @@ CASE_OF = {
     "quantise_qk": "RMS norm + RoPE of q and k -> int8",
     "quantise_keys": "RMS norm + RoPE of q and k -> int8",
     "quantise_values": "V -> fp8, transposed",
+    "block_means": "means of blocks",
     "gelu_tanh": "GELU",
     "text_image_attention": "text + image attention",
     "framewise_attention": "audio attention, one person",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 import kernels
 from kernels import dispatch, reference
+from kernels.block_means import block_means
 from kernels.settings import ARCHITECTURES, Architecture
 
 
@@ -261,6 +262,17 @@ def test_norm_rope_and_quantisation_in_one(heads: int, dtype: torch.dtype) -> No
     assert relative_l1(got, exact) <= 0.03
 
 
+@pytest.mark.parametrize("length", [1, 128, 300])
+@pytest.mark.parametrize("dtype", HALVES)
+def test_block_means(length: int, dtype: torch.dtype) -> None:
+    x = noise(length, 128, dtype=dtype) + 0.7
+    x[:1] = 0  # a token without a direction
+    got = block_means(x, 2, 128)
+    for one, exact in zip(got, reference.block_means(x.double(), 2, 128), strict=True):
+        assert one.dtype == torch.float32
+        assert torch.allclose(one.double(), exact, atol=1e-5)
+
+
 @pytest.mark.parametrize("k_len", [600, 512, 513])
 def test_block_sparse_attention(architecture: Architecture, k_len: int) -> None:
     q, k, v = qkv(200, k_len, 64)
@@ -315,6 +327,7 @@ def operators() -> list[tuple[str, tuple[object, ...]]]:
         ("block_sparse_attention", (q, k, v, *blocks, 2, None)),
         ("quantise_qk", (q, k, *nothing, 2, 0.0, torch.int8)),
         ("quantise_v", (v, 2)),
+        ("block_means", (q, 2, 4)),
         ("eight_bit_attention", (*qk, v, *nothing, 2, None, torch.float16)),
         ("linear_eight_bit", (*rows, *rows, None, torch.float16)),
     ]
