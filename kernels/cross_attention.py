@@ -64,7 +64,6 @@ def _text_image_kernel(
     BLOCK_N: tl.constexpr,
     TEXT_TAIL: tl.constexpr,
     IMAGE_TAIL: tl.constexpr,
-    PARK: tl.constexpr,
 ):
     row = tl.program_id(0) * BLOCK_M
     channel = tl.program_id(1) * HEAD_DIM
@@ -84,10 +83,6 @@ def _text_image_kernel(
         BLOCK_N,
         IMAGE_TAIL,
     )
-    if PARK:
-        # Ampere and Ada hold operands in registers and have none left for this result: it waits in the output's own rows.
-        store_tile(out + channel, image, row, length, out_stride, HEAD_DIM, BLOCK_M)
-        tl.debug_barrier()
     text = attend_all(
         query,
         k_text + channel,
@@ -101,8 +96,6 @@ def _text_image_kernel(
         BLOCK_N,
         TEXT_TAIL,
     )
-    if PARK:
-        image = load_tile(out + channel, row, length, out_stride, HEAD_DIM, BLOCK_M, True).to(tl.float32)
     store_tile(out + channel, text + image, row, length, out_stride, HEAD_DIM, BLOCK_M)
 
 
@@ -184,7 +177,6 @@ def _text_image_op(q: Tensor, k_text: Tensor, v_text: Tensor, k_image: Tensor, v
         BLOCK_N=settings.block_n,
         TEXT_TAIL=tail_block(k_text.shape[0], settings.block_n),
         IMAGE_TAIL=tail_block(k_image.shape[0], settings.block_n),
-        PARK=arch != "sm_90",
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
     )

@@ -331,7 +331,7 @@ def dequantise_v(values: Tensor, exponent: Tensor, centre: Tensor, length: int) 
 
 
 def block_means(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
-    """Of blocks of x [L, H*D], the last one ragged: their mean tokens [H, blocks, D] and their tokens' mean cosine [H, blocks]."""
+    """Of blocks of x [L, H*D], the last one ragged: mean tokens [H, blocks, D] and their tokens' mean cosine [H, blocks]."""
     heads = _split_heads(x, num_heads, _working_dtype(x))
     means, similarities = [], []
     for part in heads.split(block, dim=1):

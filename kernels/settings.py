@@ -58,8 +58,8 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
     "rms_rope": _ROW,
     "quantise_rows": _everywhere(Launch(num_warps=8)),  # rows of 13,824: 64 values a thread
     "text_image_attention": {
-        "sm_80": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),  # 64 keys spill
-        "sm_89": Launch(num_warps=8, num_stages=3, block_m=128, block_n=32),
+        "sm_80": Launch(num_warps=8, num_stages=2, block_m=128, block_n=32),  # 64 keys spill
+        "sm_89": Launch(num_warps=8, num_stages=2, block_m=128, block_n=32),
         "sm_90": Launch(num_warps=8, num_stages=3, block_m=128, block_n=64),  # 128 keys spill
     },
     "framewise_attention": _everywhere(Launch(num_warps=4, num_stages=1, block_m=64, block_n=64)),
