@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="torch is not installed: pip install 'infinite-talk[gpu]'")
 
-from model_store.infinitetalk.loading import load_transformer  # noqa: E402
+from model_store.infinitetalk.attention import Attention  # noqa: E402
+from model_store.infinitetalk.loading import load_transformer, pack_blocks  # noqa: E402
 from model_store.infinitetalk.transformer import InfiniteTalkTransformer, TransformerConfig  # noqa: E402
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no NVIDIA GPU here")]
@@ -63,3 +64,22 @@ def test_weights_are_loaded_to_the_gpu(tmp_path: Path, quantised: str | None) ->
     assert {parameter.device.type for parameter in loaded.parameters()} == {"cuda"}
     exact = made.float()(timestep=600.0, **given)
     assert relative_error(loaded(timestep=600.0, **given), exact) < (0.05 if quantised is None else 0.15)
+
+
+@pytest.mark.parametrize("packed", [None, "int8", "fp8"])
+@pytest.mark.parametrize("how", [Attention(eight_bit=True), Attention(eight_bit=True, keep=0.5)], ids=["all", "half"])
+@pytest.mark.parametrize("people", [1, 2])
+def test_quicker_ways_err_no_more_than_twice_as_much_as_on_the_cpu(people: int, how: Attention, packed: str | None) -> None:
+    given = inputs(people)
+
+    def predict(device: str) -> torch.Tensor:
+        made = model().to(device)
+        if packed is not None:
+            pack_blocks(made, packed)
+            made.multiply_in_eight_bits()
+        return made(timestep=600.0, **{name: value.to(device) for name, value in given.items()}, how=how)
+
+    if packed == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this device has no fp8")
+    exact = model().float()(timestep=600.0, **given)
+    assert relative_error(predict("cuda"), exact) <= 2 * relative_error(predict("cpu"), exact)

@@ -1,7 +1,4 @@
-"""The arithmetic tests are collected only in the processes that ``test_interpreted.py`` and ``tests/gpu`` start for them.
-
-Triton decides at import whether kernels are interpreted, and other test runs must not be changed by it.
-"""
+"""The arithmetic tests are collected only in the processes that ``test_interpreted.py`` and ``tests/gpu`` start for them."""
 
 import os
 

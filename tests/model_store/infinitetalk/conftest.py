@@ -1,11 +1,17 @@
-"""One thread is quickest for models this small, most of all when the machine is busy."""
+"""One thread is quickest for models this small, most of all when the machine is busy.
+
+What ``test_forward_interpreted.py`` runs in a process of its own is collected there alone.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 
 import pytest
+
+collect_ignore = [] if "KERNEL_TESTS_ON" in os.environ else ["interpreted"]
 
 
 @pytest.fixture(autouse=True, scope="package")
