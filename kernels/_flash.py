@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from kernels._operation import room
-from kernels._softmax import LOG2_E, attend, load_tile, softmax_start, store_tile
+from kernels._softmax import LOG2_E, in_v_order, load_tile, softmax_start, softmax_weights, store_tile
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture
 from kernels.reference import K_BLOCK, K_GROUP, Q_BLOCK
@@ -65,35 +65,74 @@ def _rows_of(
 
 @jit
 @no_type_check
+def _numbers_of(scales, start, GROUP: tl.constexpr, EIGHT_BIT_QK: tl.constexpr, TRANSPOSED: tl.constexpr):
+    """The scale of the keys, and the exponent of the values, from ``start`` on; 1 and 0 where they have none."""
+    k_scale, v_exponent = scales
+    scale = tl.load(k_scale + start // GROUP) if EIGHT_BIT_QK else 1.0
+    exponent = tl.load(v_exponent + start // GROUP) if TRANSPOSED else 0.0
+    return scale, exponent
+
+
+@jit
+@no_type_check
+def _start_of(step, block_list, PIECES: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The first key of a step."""
+    if block_list is not None:
+        step = tl.load(block_list + step // PIECES) * PIECES + step % PIECES
+    return step * BLOCK_N
+
+
+@jit
+@no_type_check
 def _step(
     query,
     operands,
     start,
+    numbers,
     place,
     factor,
     state,
     HEAD_DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    GROUP: tl.constexpr,
     MASKED: tl.constexpr,
     EIGHT_BIT_QK: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    DEFERRED: tl.constexpr,
     TMA: tl.constexpr,
     LIFT: tl.constexpr,
 ):
-    """The keys from ``start`` on, BLOCK_N of them, into the state."""
-    k, v, k_scale, v_exponent = operands
+    """The keys from ``start`` on, BLOCK_N of them, into the state.
+
+    DEFERRED, a step adds up the product of the one before, after asking for its own scores: Hopper's tensor cores go from one
+    product to the next, and the sums are theirs to wait for, not the other way round.
+    """
+    k, v = operands
+    scale, exponent = numbers
     channel, k_len, k_stride, v_stride = place
     k_tile = _rows_of(k, start, channel, k_len, k_stride, HEAD_DIM, BLOCK_N, MASKED, TMA)
     if EIGHT_BIT_QK:
-        factor = factor * tl.load(k_scale + start // GROUP)
+        factor = factor * scale
     if TRANSPOSED:
         v_tile = v.load([channel, start]) if TMA else load_tile(v + start, channel, 0, v_stride, BLOCK_N, HEAD_DIM, False)
-        exponent = tl.load(v_exponent + start // GROUP)
     else:
-        exponent = 0.0
         v_tile = _rows_of(v, start, channel, k_len, v_stride, HEAD_DIM, BLOCK_N, MASKED, TMA)
-    return attend(query, k_tile, v_tile, state, factor, k_len - start, MASKED, EIGHT_BIT_QK, exponent, TRANSPOSED, LIFT)
+    scores = tl.dot(query, tl.trans(k_tile))
+    if DEFERRED:
+        acc, peak, total, product, fade = state
+        acc = acc * fade[:, None] + product
+    else:
+        acc, peak, total = state
+    weights, fade, peak, counted = softmax_weights(scores, peak, factor, k_len - start, MASKED, EIGHT_BIT_QK, exponent, LIFT)
+    total = total * fade + counted
+    weights = weights.to(v_tile.dtype)
+    if TRANSPOSED:
+        # fp8 sums carry 22 bits on Hopper and Ada, so each tile's are added up in fp32; said to the product instead
+        # (max_num_imprecise_acc), ptxas runs its instructions one by one.
+        product = tl.dot(in_v_order(weights), tl.trans(v_tile))
+        state = (acc, peak, total, product, fade) if DEFERRED else (acc * fade[:, None] + product, peak, total)
+    else:
+        state = (tl.dot(weights, v_tile, acc * fade[:, None]), peak, total)
+    return state
 
 
 @jit
@@ -127,6 +166,7 @@ def _flash_kernel(
     PIECES: tl.constexpr,
     EIGHT_BIT_QK: tl.constexpr,
     TRANSPOSED: tl.constexpr,
+    DEFERRED: tl.constexpr,
     TMA: tl.constexpr,
     LIFT: tl.constexpr,
 ):
@@ -156,24 +196,64 @@ def _flash_kernel(
         before = tl.cdiv(k_len, BLOCK_N) - 1
         start = before * BLOCK_N
 
-    operands = (k, v, k_scale, v_exponent)
+    operands, scales = (k, v), (k_scale, v_exponent)
     place = (channel, k_len, k_stride, v_stride)
     state = softmax_start(BLOCK_M, HEAD_DIM)
+    if DEFERRED:
+        acc, peak, total = state
+        state = (acc, peak, total, acc, tl.full([BLOCK_M], 1.0, tl.float32))
     # The masked step comes first: behind the loop it would keep the matrix instructions of the whole kernel from overlapping
     # on Hopper (ptxas C7515).
+    numbers = _numbers_of(scales, start, GROUP, EIGHT_BIT_QK, TRANSPOSED)
     state = _step(
-        query, operands, start, place, factor, state, HEAD_DIM, BLOCK_N, GROUP, True, EIGHT_BIT_QK, TRANSPOSED, TMA, LIFT
+        query,
+        operands,
+        start,
+        numbers,
+        place,
+        factor,
+        state,
+        HEAD_DIM,
+        BLOCK_N,
+        True,
+        EIGHT_BIT_QK,
+        TRANSPOSED,
+        DEFERRED,
+        TMA,
+        LIFT,
     )
+    # Each step's numbers are fetched a step ahead, by hand: left to the compiler they go through shared memory, and all warps
+    # wait for one another once more in each step.
+    numbers = _numbers_of(scales, _start_of(0, block_list, PIECES, BLOCK_N), GROUP, EIGHT_BIT_QK, TRANSPOSED)
     for step in range(0, before):
-        if block_list is not None:
-            start = (tl.load(block_list + step // PIECES) * PIECES + step % PIECES) * BLOCK_N
-        else:
-            start = step * BLOCK_N
-        state = _step(
-            query, operands, start, place, factor, state, HEAD_DIM, BLOCK_N, GROUP, False, EIGHT_BIT_QK, TRANSPOSED, TMA, LIFT
+        start = _start_of(step, block_list, PIECES, BLOCK_N)
+        following = _numbers_of(
+            scales, _start_of(min(step + 1, before), block_list, PIECES, BLOCK_N), GROUP, EIGHT_BIT_QK, TRANSPOSED
         )
+        state = _step(
+            query,
+            operands,
+            start,
+            numbers,
+            place,
+            factor,
+            state,
+            HEAD_DIM,
+            BLOCK_N,
+            False,
+            EIGHT_BIT_QK,
+            TRANSPOSED,
+            DEFERRED,
+            TMA,
+            LIFT,
+        )
+        numbers = following
 
-    acc, peak, total = state
+    if DEFERRED:
+        acc, peak, total, product, fade = state
+        acc = acc * fade[:, None] + product
+    else:
+        acc, peak, total = state
     mixed = acc * (1.0 / total)[:, None]
     if TRANSPOSED:
         # The weights of a row sum to one, so what was taken from all values comes back whole.
@@ -241,6 +321,7 @@ def start_flash(
         PIECES=1 if inputs.block_list is None else K_BLOCK // settings.block_n,
         EIGHT_BIT_QK=inputs.q_scale is not None,
         TRANSPOSED=transposed,
+        DEFERRED=transposed and arch == "sm_90",
         TMA=tma,
         LIFT=_FP8_LIFT if transposed else 0.0,
         num_warps=settings.num_warps,

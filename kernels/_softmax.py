@@ -51,38 +51,50 @@ def attend(
     factor,
     keys_left,
     MASKED: tl.constexpr,
-    ROW_FACTOR: tl.constexpr = False,
-    exponent=0.0,
-    TRANSPOSED: tl.constexpr = False,
-    LIFT: tl.constexpr = 0.0,
 ):
-    """One tile of keys [N, D] into the state (weighted sum, peak, total) of a running softmax; with MASKED, its first keys_left.
+    """One tile of keys and values [N, D] in 16 bits into the state (weighted sum, peak, total) of a running softmax.
 
-    Weights are 2^(score * factor - peak); factor is a positive number, or one for each row (ROW_FACTOR). Values are [N, D] in
-    16 bits, or TRANSPOSED [D, N] in fp8, times 2^exponent and with their keys in the order of ``reference.V_ORDER``. The exponent
-    goes into the weights that meet the values, and out of those that are counted. LIFT moves the largest weight up from 1 to use
-    an 8-bit type's range; total is lifted with it, so the quotient is not.
+    Weights are 2^(score * factor - peak), factor a positive number; with MASKED only the first keys_left keys count.
     """
     acc, peak, total = state
-    scores = tl.dot(query, tl.trans(keys)).to(tl.float32)
+    scores = tl.dot(query, tl.trans(keys))
+    weights, fade, peak, counted = softmax_weights(scores, peak, factor, keys_left, MASKED)
+    acc = tl.dot(weights.to(values.dtype), values, acc * fade[:, None])
+    return acc, peak, total * fade + counted
+
+
+@jit
+@no_type_check
+def softmax_weights(
+    scores,
+    peak,
+    factor,
+    keys_left,
+    MASKED: tl.constexpr,
+    ROW_FACTOR: tl.constexpr = False,
+    exponent=0.0,
+    LIFT: tl.constexpr = 0.0,
+):
+    """Scores of a tile to weights 2^(score * factor + exponent - peak + LIFT).
+
+    factor is a positive number, or one for each row (ROW_FACTOR). exponent is that of values in 8 bits, which the weights take
+    upon them, and LIFT moves the largest weight up from 1 to use an 8-bit type's range; both are 0 for others.
+
+    Returns the weights; by how much what was weighed before is to fade; the new peak; and the weights' sums, without the
+    exponent but lifted, so that a quotient is neither.
+    """
+    scores = scores.to(tl.float32)
     if MASKED:
         scores = tl.where(tl.arange(0, scores.shape[1])[None, :] < keys_left, scores, float("-inf"))
     highest = tl.max(scores, 1) * factor
-    if TRANSPOSED:
+    if LIFT > 0:
         highest += exponent
     new_peak = tl.maximum(peak, highest)
     weights = tl.exp2(scores * (factor[:, None] if ROW_FACTOR else factor) - (new_peak - LIFT - exponent)[:, None])
-    fade = tl.exp2(peak - new_peak)
     counted = tl.sum(weights, 1)
-    weights = weights.to(values.dtype)
-    if TRANSPOSED:
+    if LIFT > 0:
         counted *= tl.exp2(-exponent)
-        # The sum stands outside the product: fp8 accumulators carry 22 bits on Hopper and Ada, so each tile is promoted to
-        # fp32; said to the product instead (max_num_imprecise_acc), ptxas runs its instructions one by one.
-        acc = acc * fade[:, None] + tl.dot(in_v_order(weights), tl.trans(values))
-    else:
-        acc = tl.dot(weights, values, acc * fade[:, None])
-    return acc, new_peak, total * fade + counted
+    return weights, tl.exp2(peak - new_peak), new_peak, counted
 
 
 @jit
