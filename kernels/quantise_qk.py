@@ -3,11 +3,13 @@
     q ~ q8 * q_scale[head, query]            k - centre ~ k8 * k_scale[head, group of K_GROUP keys]
 
 What is taken from all keys alike moves all scores of a query by the same number, which softmax does not see; the nearer to
-their mean, the finer the steps that are left for what differs (SageAttention). The mean of a thousand keys is near.
+their mean, the finer the steps that are left for what differs (SageAttention).
 
-A group can be scaled only when all its rows are normed, a norm needs the whole row, and a group of rows is more than a program
-can hold: so K is read twice and q once, and nothing is written in 16 bits. Bytes, with X = one [tokens, channels] bf16 tensor:
-q 1.5X and k 2.5X (1.5X where nothing is to be normed). Floor: those over the memory's bandwidth.
+A group of keys shares a scale, but a norm needs the whole row, and a group of rows is more than a program can hold. So a few
+hundred rows are looked at first; they tell the centre, and a scale for each head with some room above. All rows then are read
+once, one program a row, and every key is written in that scale beside how far it reaches. Last, groups that reach further than
+there is room are done again in a scale of their own: nothing is ever cut off. Bytes, with X = one [tokens, channels] bf16 tensor:
+q 1.5X, k 1.5X; floor: those over the memory's bandwidth.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor
 from kernels import reference
 from kernels._operation import operation, room
 from kernels._rows import contiguous_channels, cut_row, read_part, require_rows, scale_of, to_eight_bits, write_part
+from kernels._sample import start_sample
 from kernels._softmax import head_dim_obstacle, load_tile, store_tile
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture, runs_plain, use_triton
@@ -66,17 +69,82 @@ def qk_norm_rope_quantised(
 
 @jit
 @no_type_check
-def _write_heads(values, scales, part, first, row, rows, width, PART: tl.constexpr, HEAD_DIM: tl.constexpr, RAGGED: tl.constexpr):
-    """Whole heads of a row, from channel ``first`` on, each with its own scale."""
+def _write_heads(
+    values,
+    scales,
+    limits,
+    part,
+    first,
+    row,
+    rows,
+    width,
+    PART: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    RAGGED: tl.constexpr,
+):
+    """Whole heads of a row, from channel ``first`` on: each in its own scale; or, if limits are given, in theirs, and what is
+    kept beside it is how far each reaches."""
     heads = tl.reshape(part, [PART // HEAD_DIM, HEAD_DIM])
-    units, inverses = scale_of(tl.max(tl.abs(heads), 1), values.dtype.element_ty)
+    index = first // HEAD_DIM + tl.arange(0, PART // HEAD_DIM)
+    peaks = tl.max(tl.abs(heads), 1)
+    units, inverses = scale_of(peaks, values.dtype.element_ty)
+    if limits is not None:
+        units = peaks
+        _, inverses = scale_of(tl.load(limits + index, mask=index * HEAD_DIM < width, other=1.0), values.dtype.element_ty)
     # Back to the row's own shape, in which each thread holds neighbours, for the widest stores.
     each = tl.reshape(tl.broadcast_to(inverses[:, None], [PART // HEAD_DIM, HEAD_DIM]), [PART])
-    write_part(
-        values + row * width, first + tl.arange(0, PART), to_eight_bits(part * each, values.dtype.element_ty), width, RAGGED
-    )
-    index = first // HEAD_DIM + tl.arange(0, PART // HEAD_DIM)
+    part = to_eight_bits(part * each, values.dtype.element_ty)
+    write_part(values + row * width, first + tl.arange(0, PART), part, width, RAGGED)
     tl.store(scales + index * rows + row, units, mask=index * HEAD_DIM < width)
+
+
+@jit
+@no_type_check
+def _one_row(
+    x,
+    weight,
+    cos,
+    sin,
+    rstd,
+    centre,
+    limits,
+    values,
+    scales,
+    row,
+    rows,
+    width,
+    eps,
+    PAIRS: tl.constexpr,
+    HEAD: tl.constexpr,
+    TAIL: tl.constexpr,
+    RAGGED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+):
+    """A row normed and rotated, if there are weights, centred, if there is a centre, and written."""
+    head = read_part(x, tl.arange(0, HEAD), width, False)
+    if TAIL > 0:
+        tail = read_part(x, HEAD + tl.arange(0, TAIL), width, RAGGED)
+    if weight is not None:
+        squares = tl.sum(head * head, 0)
+        if TAIL > 0:
+            squares += tl.sum(tail * tail, 0)
+        one_over = tl.rsqrt(squares / width + eps)
+        if centre is not None:
+            tl.store(rstd + row, one_over)
+        cos += row * PAIRS
+        sin += row * PAIRS
+        head = head * one_over * read_part(weight, tl.arange(0, HEAD), width, False)
+        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), PAIRS, HEAD)
+        if TAIL > 0:
+            tail = tail * one_over * read_part(weight, HEAD + tl.arange(0, TAIL), width, RAGGED)
+            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), PAIRS, TAIL)
+    if centre is not None:
+        head = head - read_part(centre, tl.arange(0, HEAD), width, False)
+        if TAIL > 0:
+            tail = tail - read_part(centre, HEAD + tl.arange(0, TAIL), width, RAGGED)
+    _write_heads(values, scales, limits, head, 0, row, rows, width, HEAD, HEAD_DIM, False)
+    if TAIL > 0:
+        _write_heads(values, scales, limits, tail, HEAD, row, rows, width, TAIL, HEAD_DIM, RAGGED)
 
 
 @jit
@@ -85,12 +153,18 @@ def _rows_kernel(
     q,
     k,
     q_weight,
+    k_weight,
     cos,
     sin,
+    rstd,
+    centre,
+    limits,
     q_values,
     q_scales,
-    k_rstd,
+    k_values,
+    k_peaks,
     q_rows,
+    k_rows,
     q_stride,
     k_stride,
     width,
@@ -101,77 +175,129 @@ def _rows_kernel(
     RAGGED: tl.constexpr,
     HEAD_DIM: tl.constexpr,
 ):
-    """A row of q, finished, or of k, one over its root mean square. Without weights q is normed already and k not read."""
     row = tl.program_id(0).to(tl.int64)
-    x = q + row * q_stride if tl.program_id(1) == 0 else k + row * k_stride
-    head = read_part(x, tl.arange(0, HEAD), width, False)
-    if TAIL > 0:
-        tail = read_part(x, HEAD + tl.arange(0, TAIL), width, RAGGED)
-    if q_weight is not None:
-        squares = tl.sum(head * head, 0)
-        if TAIL > 0:
-            squares += tl.sum(tail * tail, 0)
-        rstd = tl.rsqrt(squares / width + eps)
-        if tl.program_id(1) == 1:
-            tl.store(k_rstd + row, rstd)
-            return
-        cos += row * PAIRS
-        sin += row * PAIRS
-        head = head * rstd * read_part(q_weight, tl.arange(0, HEAD), width, False)
-        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), PAIRS, HEAD)
-        if TAIL > 0:
-            tail = tail * rstd * read_part(q_weight, HEAD + tl.arange(0, TAIL), width, RAGGED)
-            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), PAIRS, TAIL)
-    _write_heads(q_values, q_scales, head, 0, row, q_rows, width, HEAD, HEAD_DIM, False)
-    if TAIL > 0:
-        _write_heads(q_values, q_scales, tail, HEAD, row, q_rows, width, TAIL, HEAD_DIM, RAGGED)
+    if tl.program_id(1) == 0:
+        if row < q_rows:
+            _one_row(
+                q + row * q_stride,
+                q_weight,
+                cos,
+                sin,
+                None,
+                None,
+                None,
+                q_values,
+                q_scales,
+                row,
+                q_rows,
+                width,
+                eps,
+                PAIRS,
+                HEAD,
+                TAIL,
+                RAGGED,
+                HEAD_DIM,
+            )
+    elif row < k_rows:
+        _one_row(
+            k + row * k_stride,
+            k_weight,
+            cos,
+            sin,
+            rstd,
+            centre,
+            limits,
+            k_values,
+            k_peaks,
+            row,
+            k_rows,
+            width,
+            eps,
+            PAIRS,
+            HEAD,
+            TAIL,
+            RAGGED,
+            HEAD_DIM,
+        )
 
 
 @jit
 @no_type_check
-def _keys_kernel(
+def _groups_kernel(
     k,
     rstd,
     weight,
     cos,
     sin,
     centre,
+    limits,
+    peaks,
     values,
     scales,
     rows,
+    groups,
     stride,
     width,
-    num_heads,
     HEAD_DIM: tl.constexpr,
     BLOCK: tl.constexpr,
-    HEADS: tl.constexpr,
-    STAGES: tl.constexpr,
+    GROUPS: tl.constexpr,
 ):
-    """A group of keys, head after head: normed and rotated if rstd is given, centred, one scale for a head's."""
-    block = tl.program_id(0)
-    first = tl.program_id(1) * HEADS
-    row = block * BLOCK
+    """The scales of GROUPS groups of one head: the head's, or a group's own, in which its keys are then written again."""
+    first = tl.program_id(0) * GROUPS
+    head = tl.program_id(1)
+    peaks += head * rows
+    limit = tl.load(limits + head)
+    group = first + tl.arange(0, GROUPS)
+    index = group[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    reached = tl.max(tl.load(peaks + index, mask=index < rows, other=0.0), 1)
+    units, _ = scale_of(tl.maximum(reached, limit), values.dtype.element_ty)
+    tl.store(scales + head * groups + group, units, mask=group < groups)
+    if tl.max(reached, 0) > limit:
+        for block in range(first, min(first + GROUPS, groups)):
+            _write_further(
+                k, rstd, weight, cos, sin, centre, limit, peaks, values, block * BLOCK, head, rows, stride, width, HEAD_DIM, BLOCK
+            )
+
+
+@jit
+@no_type_check
+def _write_further(
+    k,
+    rstd,
+    weight,
+    cos,
+    sin,
+    centre,
+    limit,
+    peaks,
+    values,
+    row,
+    head,
+    rows,
+    stride,
+    width,
+    HEAD_DIM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """A group's keys in a scale of their own, if they reach further than the limit."""
     index = row + tl.arange(0, BLOCK)
-    valid = (index < rows)[:, None]
-    if rstd is not None:
-        # The same for all heads, and as large as a head's keys: read once.
-        each = tl.load(rstd + index, mask=index < rows, other=0.0)[:, None]
-        pointers = index[:, None] * (HEAD_DIM // 2) + tl.arange(0, HEAD_DIM // 2)[None, :]
-        c = tl.load(cos + pointers, mask=valid, other=0.0).to(tl.float32) * each
-        s = tl.load(sin + pointers, mask=valid, other=0.0).to(tl.float32) * each
-    for head in tl.range(first, min(first + HEADS, num_heads), num_stages=STAGES):
+    peak = tl.max(tl.load(peaks + index, mask=index < rows, other=0.0), 0)
+    if peak > limit:
+        _, inverse = scale_of(peak, values.dtype.element_ty)
         channel = head * HEAD_DIM
         channels = channel + tl.arange(0, HEAD_DIM)
+        valid = (index < rows)[:, None]
         tile = load_tile(k + channel, row, rows, stride, HEAD_DIM, BLOCK, True).to(tl.float32)
         if rstd is not None:
-            tile = tile * tl.load(weight + channels).to(tl.float32)[None, :]
+            each = tl.load(rstd + index, mask=index < rows, other=0.0)[:, None]
+            tile = tile * each * tl.load(weight + channels).to(tl.float32)[None, :]
+            pointers = index[:, None] * (HEAD_DIM // 2) + tl.arange(0, HEAD_DIM // 2)[None, :]
+            c = tl.load(cos + pointers, mask=valid, other=0.0).to(tl.float32)
+            s = tl.load(sin + pointers, mask=valid, other=0.0).to(tl.float32)
             even, odd = tl.split(tl.reshape(tile, [BLOCK, HEAD_DIM // 2, 2]))
             tile = tl.reshape(tl.join(even * c - odd * s, even * s + odd * c), [BLOCK, HEAD_DIM])
-        tile = tl.where(valid, tile - tl.load(centre + channels)[None, :], 0.0)
-        unit, inverse = scale_of(tl.max(tl.max(tl.abs(tile), 1), 0), values.dtype.element_ty)
-        tl.store(scales + head * tl.num_programs(0) + block, unit)
-        tile = to_eight_bits(tile * inverse, values.dtype.element_ty)
-        store_tile(values + channel, tile, row, rows, width, HEAD_DIM, BLOCK)
+        tile = (tile - tl.load(centre + channels)[None, :]) * inverse
+        store_tile(values + channel, to_eight_bits(tile, values.dtype.element_ty), row, rows, width, HEAD_DIM, BLOCK)
 
 
 def _qk_rooms(q: Tensor, k: Tensor, num_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -214,30 +340,37 @@ def _quantise_qk_op(
     length, width = k.shape
     head_dim = width // num_heads
     rstd = None
-    sample = reference.centre_rows(k)
+    sample = reference.sample_rows(k)
     if cos is not None and sin is not None:
         if q.shape != k.shape or cos.shape != (length, head_dim // 2):
             raise ValueError(f"q, k and tables differ in length: {tuple(q.shape)}, {tuple(k.shape)}, {tuple(cos.shape)}")
         cos, sin = cos.contiguous(), sin.contiguous()
         rstd = torch.empty((length,), dtype=torch.float32, device=q.device)
         turned = room(sample, torch.float32)
-        tables = (reference.centre_rows(cos), reference.centre_rows(sin))
-        start_rms_rope([(sample, k_weight, turned)], *tables, num_heads, eps)
+        start_rms_rope([(sample, k_weight, turned)], reference.sample_rows(cos), reference.sample_rows(sin), num_heads, eps)
         sample = turned
-    centre = sample.mean(0, dtype=torch.float32)
+    centre, reach = start_sample(sample, num_heads)
+    limits = reach * reference.SAMPLE_MARGIN
     q_values, q_scales, k_values, k_scales, _ = _qk_rooms(q, k, num_heads, dtype)
+    k_peaks = torch.empty((num_heads, length), dtype=torch.float32, device=q.device)
     launch(
         _rows_kernel,
-        (q.shape[0], 1 if rstd is None else 2),
+        (max(q.shape[0], length), 2),
         q,
         k,
         q_weight,
+        k_weight,
         cos,
         sin,
+        rstd,
+        centre,
+        limits,
         q_values,
         q_scales,
-        rstd,
+        k_values,
+        k_peaks,
         q.shape[0],
+        length,
         q.stride(0),
         k.stride(0),
         width,
@@ -247,26 +380,27 @@ def _quantise_qk_op(
         HEAD_DIM=head_dim,
         num_warps=launch_settings("quantise_qk", arch).num_warps,
     )
-    settings = launch_settings("quantise_keys", arch)
+    settings = launch_settings("quantise_groups", arch)
     launch(
-        _keys_kernel,
-        (k_scales.shape[1], -(-num_heads // settings.block_n)),
+        _groups_kernel,
+        (-(-k_scales.shape[1] // settings.block_n), num_heads),
         k,
         rstd,
         k_weight,
         cos,
         sin,
         centre,
+        limits,
+        k_peaks,
         k_values,
         k_scales,
         length,
+        k_scales.shape[1],
         k.stride(0),
         width,
-        num_heads,
         HEAD_DIM=head_dim,
         BLOCK=K_GROUP,
-        HEADS=settings.block_n,
-        STAGES=settings.num_stages,
+        GROUPS=settings.block_n,
         num_warps=settings.num_warps,
     )
     return q_values, q_scales, k_values, k_scales, centre

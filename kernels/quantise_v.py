@@ -3,7 +3,7 @@
     v - centre ~ v8 * 2^exponent[head, group of K_GROUP keys]        v8 [channels, keys], keys in ``reference.V_ORDER``
 
 fp8 tensor cores read both operands along the keys, hence the transpose. The softmax's weights sum to one, so what is taken from
-all values alike comes back whole: any centre near the mean will do (arXiv:2411.10958 takes the mean), and that of a thousand
+all values alike comes back whole: any centre near the mean will do (arXiv:2411.10958 takes the mean), and that of a few hundred
 tokens is near. An exponent for each group is added to the group's scores where SageAttention has a scale for each channel: fp8
 carries its own exponent, so a channel needs none, and a group's is known as soon as the group is read. Bytes, with X = one
 [tokens, channels] bf16 tensor: 1.5X; floor: that over the memory's bandwidth.
@@ -19,6 +19,7 @@ from torch import Tensor
 from kernels import reference
 from kernels._operation import operation
 from kernels._rows import contiguous_channels, require_rows
+from kernels._sample import start_sample
 from kernels._softmax import head_dim_obstacle, tile_pointers
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture, runs_plain, use_triton
@@ -84,7 +85,7 @@ def _quantise_v_op(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     arch = architecture(v)
     assert arch is not None
     values, exponent, _ = _rooms(v, num_heads)
-    centre = reference.centre_rows(v).mean(0, dtype=torch.float32)
+    centre, _ = start_sample(reference.sample_rows(v), num_heads)
     launch(
         _transpose_kernel,
         (exponent.shape[1], num_heads),

@@ -179,6 +179,10 @@ Q_BLOCK = 128
 K_BLOCK = 128
 K_GROUP = 128
 
+# So many rows tell what to centre 8-bit operands by and how far keys reach, and how much further than them the others may.
+SAMPLE_ROWS = 256
+SAMPLE_MARGIN = 1.25
+
 # The key at each place of 16 in a transposed V. The tensor cores leave a thread the scores of keys 2t, 2t + 1, 2t + 8 and 2t + 9,
 # and take from it 8-bit weights of four keys side by side: with V in this order they are the same, and none changes hands.
 V_ORDER = tuple(8 * b + 2 * t + j for t in range(4) for b in range(2) for j in range(2))
@@ -271,9 +275,9 @@ def merge_attention(parts: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     return _merge_heads(merged).to(parts[0][0].dtype)
 
 
-def centre_rows(x: Tensor) -> Tensor:
-    """The rows of x [L, D] whose mean stands for the mean of all where 8-bit operands are centred: a thousand, evenly apart."""
-    return x[:: -(-x.shape[0] // 1024)]
+def sample_rows(x: Tensor) -> Tensor:
+    """The rows of x [L, D] that stand for all where 8-bit operands are centred and scaled: SAMPLE_ROWS, evenly apart."""
+    return x[:: -(-x.shape[0] // SAMPLE_ROWS)]
 
 
 def quantise_qk(
@@ -281,16 +285,17 @@ def quantise_qk(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """q and k [L, H*D] in 8 bits: (q, q_scale [H, Lq], k, k_scale [H, ceil(Lk / K_GROUP)], centre of k [H*D] fp32).
 
-    A scale for each query and head, and for each K_GROUP keys and head. The mean of K's ``centre_rows`` is taken away first: it
-    adds the same number to all scores of a query, which softmax does not see, and it is what spoils 8-bit keys
-    (arXiv:2410.02367).
+    The mean of K's ``sample_rows`` is taken away first: it adds the same number to all scores of a query, which softmax does not
+    see, and it is what spoils 8-bit keys (arXiv:2410.02367). A scale for each query and head, and for each head of K the one
+    that SAMPLE_MARGIN times the sample's largest value just fits; a group of K_GROUP keys that reaches further has its own.
     """
     wide = _working_dtype(q, k)
-    centre = centre_rows(k).mean(0, dtype=wide)
+    centre = sample_rows(k).mean(0, dtype=wide)
     qh, kh = (_split_heads(x, num_heads, wide) for x in (q, k.to(wide) - centre))
     q_scale = qh.abs().amax(-1).clamp(min=1e-12) / LARGEST[dtype]
+    limits = sample_rows(kh.transpose(0, 1)).abs().amax((0, 2)).unsqueeze(-1) * SAMPLE_MARGIN
     peaks = F.pad(kh.abs().amax(-1), (0, -k.shape[0] % K_GROUP)).unflatten(-1, (-1, K_GROUP)).amax(-1)
-    k_scale = peaks.clamp(min=1e-12) / LARGEST[dtype]
+    k_scale = torch.maximum(peaks, limits).clamp(min=1e-12) / LARGEST[dtype]
     each_key = k_scale.repeat_interleave(K_GROUP, dim=-1)[:, : k.shape[0], None]
     values = [_merge_heads(to_eight_bits(x, dtype)) for x in (qh / q_scale.unsqueeze(-1), kh / each_key)]
     return values[0], q_scale.float(), values[1], k_scale.float(), centre.float()
@@ -300,10 +305,10 @@ def quantise_v(v: Tensor, num_heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """v [L, H*D] as fp8 e4m3, transposed, keys in V_ORDER in every 16.
 
     Returns values [H*D, L padded with zeros to K_GROUP], exponent [H, ceil(L / K_GROUP)] and centre [H*D], so that in each
-    head and group v ~ values^T * 2^exponent + centre, which is the mean of V's ``centre_rows``; attention adds it back to its
+    head and group v ~ values^T * 2^exponent + centre, which is the mean of V's ``sample_rows``; attention adds it back to its
     output, since the weights of a query sum to one (arXiv:2411.10958).
     """
-    centre = centre_rows(v).mean(0, dtype=_working_dtype(v)).float()
+    centre = sample_rows(v).mean(0, dtype=_working_dtype(v)).float()
     padded = F.pad(v.to(_working_dtype(v)) - centre, (0, 0, 0, -v.shape[0] % K_GROUP))
     groups = padded.reshape(-1, K_GROUP, num_heads, v.shape[1] // num_heads)
     exponent = (groups.abs().amax((1, 3)).clamp(min=1e-12) / LARGEST[torch.float8_e4m3fn]).log2()

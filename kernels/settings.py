@@ -86,12 +86,8 @@ _SETTINGS: dict[str, dict[Architecture, Entry]] = {
         "sm_90": Launch(num_warps=8, num_stages=2, block_m=128, block_n=128, tma=True),
     },
     "quantise_qk": _ROW,
-    # block_n heads after one another, 32 values of each a thread; the next is on its way while one is computed.
-    "quantise_keys": {
-        "sm_80": Launch(num_warps=16, num_stages=2, block_n=8),  # another one ahead spills a register, compiled with Triton 3.6
-        "sm_89": Launch(num_warps=16, num_stages=2, block_n=8),
-        "sm_90": Launch(num_warps=16, num_stages=3, block_n=8),
-    },
+    "quantise_groups": _everywhere(Launch(num_warps=8, block_n=32)),  # block_n groups a program: it seldom has to do any of them
+    "sample": _everywhere(Launch(num_warps=16)),
     # A tile of a hundred tokens and one head, 32 values a thread.
     "block_means": _everywhere(Launch(num_warps=16)),
     "quantise_values": _everywhere(Launch(num_warps=16)),

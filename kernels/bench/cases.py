@@ -11,7 +11,7 @@ from kernels.bench import attention, fusions
 from kernels.bench.case import FFN, FP8, WIDTH, Bar, Built, Case, Rate, Shape
 from kernels.bench.linear import linear
 
-# Floors count each operand once, in and out, as kernels/bench/results/README.md explains.
+# Floors count each operand once, in and out.
 _MEMORY_BOUND = Bar(share=0.8, times=((("torch.compile", "torch"), 1.0),))
 _QUANTISING = Bar(share=0.8, times=((("torch.compile",), 1.0),), cosine=0.998, relative_l1=0.07)
 _SIXTEEN_BIT = ("sdpa", "sdpa cudnn", "fa3")

@@ -65,12 +65,10 @@ def candidates(kernel: str, architecture: Architecture) -> list[Launch]:
         return _warps(2, 4, 8)
     if kernel == "quantise_rows":
         return _warps(4, 8, 16)
-    if kernel in ("block_means", "quantise_values"):
-        return _warps(8, 16)
-    if kernel == "quantise_keys":
-        return [
-            Launch(num_warps=16, num_stages=depth, block_n=heads) for depth, heads in itertools.product((1, 2, 3), (4, 8, 20))
-        ]
+    if kernel in ("block_means", "quantise_values", "sample"):
+        return _warps(4, 8, 16)
+    if kernel == "quantise_groups":
+        return [Launch(num_warps=warps, block_n=groups) for warps, groups in itertools.product((4, 8), (8, 16, 32))]
     if kernel == "gelu_tanh":
         return [Launch(num_warps=warps, block_n=width) for warps, width in ((4, 1024), (4, 2048), (8, 4096))]
     if kernel == "framewise_attention":
@@ -90,7 +88,8 @@ CASE_OF = {
     "rms_rope": "RMS norm + RoPE of q and k",
     "quantise_rows": "GELU -> int8",
     "quantise_qk": "RMS norm + RoPE of q and k -> int8",
-    "quantise_keys": "RMS norm + RoPE of q and k -> int8",
+    "quantise_groups": "RMS norm + RoPE of q and k -> int8",
+    "sample": "RMS norm + RoPE of q and k -> int8",
     "quantise_values": "V -> fp8, transposed",
     "block_means": "means of blocks",
     "gelu_tanh": "GELU",

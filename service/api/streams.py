@@ -70,6 +70,7 @@ async def _told(service: Context, tenant: str, job: Job, last_event_id: str | No
         if video.status in ENDED:
             return
     started = heard = asked = time.monotonic()
+    overdue = False
     async for events in service.jobs.events.follow(job.id, after):
         for event in events:
             after = event.id
@@ -80,12 +81,14 @@ async def _told(service: Context, tenant: str, job: Job, last_event_id: str | No
         if events:
             heard = now
         elif now - asked >= 1:
-            # What Redis has lost, the ledger still knows.
+            # What Redis has lost, the ledger still knows; but it is told first, so the event itself has a second to come.
             asked = now
             if await asyncio.to_thread(service.jobs.ledger.ended, job):
-                video = await service.jobs.view(tenant, job.id)
-                yield _event(after, f"video.{video.status}", video.model_dump_json())
-                return
+                if overdue:
+                    video = await service.jobs.view(tenant, job.id)
+                    yield _event(after, f"video.{video.status}", video.model_dump_json())
+                    return
+                overdue = True
         if now - heard >= HEARTBEAT_SECONDS:
             heard = now
             yield ": still here\n\n"

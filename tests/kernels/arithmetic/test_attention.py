@@ -161,9 +161,10 @@ def long_tailed(length: int, width: int, seed: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
-@pytest.mark.parametrize("length", [300, 2100])  # centred by all rows, and by every third
+@pytest.mark.parametrize("length", [200, 600])  # centred and scaled by all rows, and by every third
 def test_eight_bit_operands_are_the_reference_s(length: int, dtype: torch.dtype) -> None:
     q, k, v = half(200, 128), long_tailed(length, 128, 1), long_tailed(length, 128, 2)
+    k[length // 2 + 1] *= 30  # a token that reaches further than any that is looked at beforehand
     pairs = zip(kernels.quantise_qk(q, k, 2, dtype), reference.quantise_qk(q, k, 2, dtype), strict=True)
     values = zip(kernels.quantise_v(v, 2), reference.quantise_v(v, 2), strict=True)
     for got, wanted in (*pairs, *values):
@@ -223,7 +224,7 @@ def test_eight_bit_attention_over_parts_of_the_keys_merges(architecture: Archite
     with dispatch.pretend(architecture):
         for some in (slice(0, 170), slice(170, 300)):
             values = kernels.quantise_v(v[some], 2) if fp8_values else v[some]
-            qk = kernels.quantise_qk(q, k[some], 2)
+            qk = kernels.EightBitQK(*reference.quantise_qk(q, k[some], 2))
             out, lse = kernels.eight_bit_attention_with_lse(qk, values, 2, 0.05, out_dtype=torch.float16)
             assert torch.equal(out, kernels.eight_bit_attention(qk, values, 2, 0.05, out_dtype=torch.float16))
             _, wanted = reference.attention_with_lse(q.double(), k[some], v[some], 2, 0.05)
@@ -238,12 +239,13 @@ def test_eight_bit_attention_over_parts_of_the_keys_merges(architecture: Archite
 def test_the_log_sum_exp_of_blocks_in_eight_bits() -> None:
     q, k, v = qkv(200, 300, 64)
     blocks = kernels.select_blocks(q, k, 2, 0.6, least_similarity=-1)
-    _, lse = kernels.eight_bit_attention_with_lse(kernels.quantise_qk(q, k, 2), v, 2, blocks=blocks, out_dtype=torch.float16)
+    qk = kernels.EightBitQK(*reference.quantise_qk(q, k, 2))
+    _, lse = kernels.eight_bit_attention_with_lse(qk, v, 2, blocks=blocks, out_dtype=torch.float16)
     _, wanted = reference.block_sparse_attention_with_lse(q.double(), k, v, 2, blocks.listed, blocks.counts)
     assert (lse - wanted).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3, 5, 7])  # rows of one power of two, of two, and with a ragged end
+@pytest.mark.parametrize("heads", [2, 5, 7])  # rows of one power of two, of two, and with a ragged end
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
 def test_norm_rope_and_quantisation_in_one(heads: int, dtype: torch.dtype) -> None:
     width = 64 * heads
@@ -297,7 +299,8 @@ def test_block_sparse_attention_in_eight_bits() -> None:
     blocks = kernels.select_blocks(q, k, 2, 0.6, least_similarity=-1)
     exact = reference.block_sparse_attention(q.double(), k, v, 2, blocks.listed, blocks.counts)
     for values in (v, kernels.quantise_v(v, 2)):
-        got = kernels.eight_bit_attention(kernels.quantise_qk(q, k, 2), values, 2, blocks=blocks, out_dtype=torch.float16)
+        qk = kernels.EightBitQK(*reference.quantise_qk(q, k, 2))
+        got = kernels.eight_bit_attention(qk, values, 2, blocks=blocks, out_dtype=torch.float16)
         assert cosine(got, exact) >= 0.998
         assert relative_l1(got, exact) <= 0.07
 
