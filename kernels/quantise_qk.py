@@ -28,7 +28,7 @@ from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture, runs_plain, use_triton
 from kernels.quantise import eight_bit_obstacle
 from kernels.reference import K_GROUP
-from kernels.rms_rope import rotated_part, start_rms_rope
+from kernels.rms_rope import start_rms_rope, turned_row
 from kernels.settings import launch_settings
 
 
@@ -121,24 +121,13 @@ def _one_row(
     HEAD_DIM: tl.constexpr,
 ):
     """A row normed and rotated, if there are weights, centred, if there is a centre, and written."""
-    head = read_part(x, tl.arange(0, HEAD), width, False)
-    if TAIL > 0:
-        tail = read_part(x, HEAD + tl.arange(0, TAIL), width, RAGGED)
-    if weight is not None:
-        squares = tl.sum(head * head, 0)
-        if TAIL > 0:
-            squares += tl.sum(tail * tail, 0)
-        one_over = tl.rsqrt(squares / width + eps)
-        if centre is not None:
-            tl.store(rstd + row, one_over)
+    if cos is not None:
         cos += row * PAIRS
         sin += row * PAIRS
-        head = head * one_over * read_part(weight, tl.arange(0, HEAD), width, False)
-        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), PAIRS, HEAD)
-        if TAIL > 0:
-            tail = tail * one_over * read_part(weight, HEAD + tl.arange(0, TAIL), width, RAGGED)
-            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), PAIRS, TAIL)
+    head, tail, one_over = turned_row(x, weight, cos, sin, width, eps, PAIRS, HEAD, TAIL, RAGGED)
     if centre is not None:
+        if weight is not None:
+            tl.store(rstd + row, one_over)
         head = head - read_part(centre, tl.arange(0, HEAD), width, False)
         if TAIL > 0:
             tail = tail - read_part(centre, HEAD + tl.arange(0, TAIL), width, RAGGED)

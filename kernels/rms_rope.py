@@ -61,6 +61,33 @@ def rotated_part(values, cos, sin, columns_of_pairs, PAIRS: tl.constexpr, PART: 
 
 @jit
 @no_type_check
+def turned_row(
+    x, weight, cos, sin, width, eps, PAIRS: tl.constexpr, HEAD: tl.constexpr, TAIL: tl.constexpr, RAGGED: tl.constexpr
+):
+    """Both parts of a row (no TAIL: the head twice), normed where there is a weight and turned where there are tables, and one
+    over its root mean square."""
+    head = read_part(x, tl.arange(0, HEAD), width, False)
+    tail = head
+    if TAIL > 0:
+        tail = read_part(x, HEAD + tl.arange(0, TAIL), width, RAGGED)
+    rstd = 1.0
+    if weight is not None:
+        squares = tl.sum(head * head, 0)
+        if TAIL > 0:
+            squares += tl.sum(tail * tail, 0)
+        rstd = tl.rsqrt(squares / width + eps)
+        head = head * rstd * read_part(weight, tl.arange(0, HEAD), width, False)
+        if TAIL > 0:
+            tail = tail * rstd * read_part(weight, HEAD + tl.arange(0, TAIL), width, RAGGED)
+    if cos is not None:
+        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), PAIRS, HEAD)
+        if TAIL > 0:
+            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), PAIRS, TAIL)
+    return head, tail, rstd
+
+
+@jit
+@no_type_check
 def _rms_rope_kernel(
     q,
     k,
@@ -106,26 +133,10 @@ def _one_row(
     TAIL: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    head_columns = tl.arange(0, HEAD)
-    head = read_part(x, head_columns, width, False)
+    head, tail, _ = turned_row(x, weight, cos, sin, width, eps, PAIRS, HEAD, TAIL, RAGGED)
+    write_part(out, tl.arange(0, HEAD), head, width, False)
     if TAIL > 0:
-        tail_columns = HEAD + tl.arange(0, TAIL)
-        tail = read_part(x, tail_columns, width, RAGGED)
-    if weight is not None:
-        squares = tl.sum(head * head, 0)
-        if TAIL > 0:
-            squares += tl.sum(tail * tail, 0)
-        rstd = tl.rsqrt(squares / width + eps)
-        head = head * rstd * read_part(weight, head_columns, width, False)
-        if TAIL > 0:
-            tail = tail * rstd * read_part(weight, tail_columns, width, RAGGED)
-    if cos is not None:
-        head = rotated_part(head, cos, sin, tl.arange(0, HEAD // 2), PAIRS, HEAD)
-        if TAIL > 0:
-            tail = rotated_part(tail, cos, sin, HEAD // 2 + tl.arange(0, TAIL // 2), PAIRS, TAIL)
-    write_part(out, head_columns, head, width, False)
-    if TAIL > 0:
-        write_part(out, tail_columns, tail, width, RAGGED)
+        write_part(out, HEAD + tl.arange(0, TAIL), tail, width, RAGGED)
 
 
 def start_rms_rope(
