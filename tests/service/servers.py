@@ -270,12 +270,20 @@ def _status(url: str) -> int:
 
 
 class Client:
-    """What tests ask of the API."""
+    """What tests ask of the API. One for each thread: in httpcore 1.0 a thread that tidies the shared pool can close a connection
+    that another has just begun to use (Bad file descriptor)."""
 
     def __init__(self, url: str, picture: Path, speech: Path) -> None:
         self.url = url
         self.http = httpx.Client(base_url=url, timeout=30, follow_redirects=True)
         self.picture, self.speech = picture, speech
+
+    @contextmanager
+    def twin(self) -> Iterator[Client]:
+        """The same client with connections of its own."""
+        twin = Client(self.url, self.picture, self.speech)
+        with twin.http:
+            yield twin
 
     def submit(self, headers: Mapping[str, str] | None = None, video: Path | None = None, **fields: object) -> httpx.Response:
         """A request with the client's picture, or a video in its place."""

@@ -127,7 +127,8 @@ def test_what_is_not_there(client: Client) -> None:
 
 def test_fifty_threads_with_one_key_make_one_video(client: Client) -> None:
     def submit(_: int) -> httpx.Response:
-        return client.submit(headers={"Idempotency-Key": "order 4711"}, seed=9)
+        with client.twin() as caller:
+            return caller.submit(headers={"Idempotency-Key": "order 4711"}, seed=9)
 
     with ThreadPoolExecutor(50) as threads:
         answers = list(threads.map(submit, range(50)))

@@ -136,7 +136,7 @@ def test_a_reader_that_goes_away_takes_nothing_along(client: Client) -> None:
     video_id = client.make(options={"frame_seconds": 0.01})
 
     def glance() -> None:
-        with client.http.stream("GET", f"/v1/videos/{video_id}/events") as answer:
+        with client.twin() as reader, reader.http.stream("GET", f"/v1/videos/{video_id}/events") as answer:
             next(answer.iter_lines())
 
     threads = [threading.Thread(target=glance) for _ in range(10)]
