@@ -282,10 +282,11 @@ def start_flash(
     if k_len == 0:
         raise ValueError("attention over no keys has no answer")
     out, lse = room(inputs.q, out_dtype), empty_lse(inputs.q, num_heads)
-    tma = settings.tma and all(_can_describe(x) for x in (inputs.q, inputs.k, inputs.v))
+    if q_len == 0:
+        return out, lse
     transposed = inputs.v_exponent is not None
     operands: tuple[Any, Any, Any] = (inputs.q, inputs.k, inputs.v)
-    if tma:
+    if settings.tma:
         keys_tile, values_tile = [settings.block_n, head_dim], [head_dim, settings.block_n]
         operands = (
             _describe(inputs.q, [settings.block_m, head_dim]),
@@ -322,7 +323,7 @@ def start_flash(
         EIGHT_BIT_QK=inputs.q_scale is not None,
         TRANSPOSED=transposed,
         DEFERRED=transposed and arch == "sm_90",
-        TMA=tma,
+        TMA=settings.tma,
         LIFT=_FP8_LIFT if transposed else 0.0,
         num_warps=settings.num_warps,
         num_stages=settings.num_stages,
@@ -330,12 +331,13 @@ def start_flash(
     return out, lse
 
 
-def _can_describe(x: Tensor) -> bool:
-    """Descriptors need a 16-byte aligned start and rows that are multiples of 16 bytes."""
-    return x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 16 == 0
-
-
 def _describe(x: Tensor, tile: list[int]) -> Any:
+    """A descriptor of x, or of a copy: they need a 16-byte aligned start and rows that lie multiples of 16 bytes apart.
+
+    A copy costs two passes over memory; the same tile through pointers spills on sm_90.
+    """
+    if x.data_ptr() % 16 or x.stride(0) * x.element_size() % 16 or x.stride(0) < x.shape[1]:
+        x = x.clone(memory_format=torch.contiguous_format)
     descriptor = import_module("triton.tools.tensor_descriptor").TensorDescriptor
     return descriptor(x, list(x.shape), list(x.stride()), tile)
 

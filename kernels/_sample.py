@@ -13,7 +13,6 @@ from typing import no_type_check
 import torch
 from torch import Tensor
 
-from kernels._softmax import load_tile
 from kernels._triton import jit, launch, tl
 from kernels.dispatch import architecture
 from kernels.reference import SAMPLE_ROWS
@@ -25,10 +24,13 @@ from kernels.settings import launch_settings
 def _sample_kernel(x, centre, peak, rows, stride, HEAD_DIM: tl.constexpr, BLOCK: tl.constexpr):
     head = tl.program_id(0)
     channels = head * HEAD_DIM + tl.arange(0, HEAD_DIM)
-    tile = load_tile(x + head * HEAD_DIM, 0, rows, stride, HEAD_DIM, BLOCK, True).to(tl.float32)
+    row = tl.arange(0, BLOCK)
+    # The sample spans the whole tensor, so its rows lie further apart than narrow offsets reach.
+    pointers = x + row.to(tl.int64)[:, None] * stride + channels[None, :]
+    tile = tl.load(pointers, mask=(row < rows)[:, None], other=0.0).to(tl.float32)
     mean = tl.sum(tile, 0) / rows
     tl.store(centre + channels, mean)
-    reach = tl.where((tl.arange(0, BLOCK) < rows)[:, None], tl.abs(tile - mean[None, :]), 0.0)
+    reach = tl.where((row < rows)[:, None], tl.abs(tile - mean[None, :]), 0.0)
     tl.store(peak + head, tl.max(tl.max(reach, 1), 0))
 
 

@@ -1,7 +1,7 @@
 """Which implementation serves a call: decided by device, architecture, dtype and an override, with the reason logged once.
 
 ``INFINITETALK_KERNELS`` overrides the choice: one word for every operation (``reference``), or pairs for some
-(``attention=sdpa,gelu_tanh=reference``). A choice that cannot serve the call is an error, not a silent change.
+(``attention=fa2,gelu_tanh=reference``). A choice that cannot serve the call is an error, not a silent change.
 """
 
 from __future__ import annotations

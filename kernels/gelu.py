@@ -34,7 +34,7 @@ def _gelu_kernel(x, out, count, BLOCK: tl.constexpr):
 @operation("gelu_tanh", fake=room)
 def _gelu_op(x: Tensor) -> Tensor:
     if not use_triton("gelu_tanh", x):
-        return reference.gelu_tanh(x)
+        return reference.gelu_tanh(x).contiguous()
     arch = architecture(x)
     assert arch is not None
     settings = launch_settings("gelu_tanh", arch)

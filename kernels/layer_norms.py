@@ -155,12 +155,14 @@ def _norm_kernel(
 
     head_columns = tl.arange(0, HEAD)
     head = _total(x, y, gate, total, head_columns, width, False)
-    mean = tl.sum(head, 0)
+    row_sum = tl.sum(head, 0)
     if TAIL > 0:
         tail_columns = HEAD + tl.arange(0, TAIL)
         tail = _total(x, y, gate, total, tail_columns, width, RAGGED)
-        mean += tl.sum(tail, 0)
-    mean = mean / width
+        row_sum += tl.sum(tail, 0)
+    # Divided, and corrected by what the division left: a row of one value has exactly that mean.
+    mean = row_sum / width
+    mean += tl.fma(-mean, width * 1.0, row_sum) / width
     head = head - mean
     variance = tl.sum(head * head, 0)
     if TAIL > 0:

@@ -103,7 +103,8 @@ def _quantise_op(x: Tensor, through_gelu: bool, dtype: torch.dtype) -> tuple[Ten
     if x.shape[-1] > _WIDEST:
         obstacle = obstacle or f"a program holds rows of {_WIDEST} channels at most, not {x.shape[-1]}"
     if not use_triton(operation, x, setting="quantise_rows", obstacle=obstacle):
-        return (reference.gelu_tanh_quantised if through_gelu else reference.quantise_rows)(x, dtype)
+        values, row_scale = (reference.gelu_tanh_quantised if through_gelu else reference.quantise_rows)(x, dtype)
+        return values.contiguous(), row_scale
     x = contiguous_channels(x)
     require_rows("x", x)
     arch = architecture(x)

@@ -338,13 +338,14 @@ def dequantise_v(values: Tensor, exponent: Tensor, centre: Tensor, length: int) 
 def block_means(x: Tensor, num_heads: int, block: int) -> tuple[Tensor, Tensor]:
     """Of blocks of x [L, H*D], the last one ragged: mean tokens [H, blocks, D] and their tokens' mean cosine [H, blocks]."""
     heads = _split_heads(x, num_heads, _working_dtype(x))
-    means, similarities = [], []
-    for part in heads.split(block, dim=1):
-        directions = part / torch.linalg.vector_norm(part, dim=-1, keepdim=True).clamp(min=1e-12)
-        means.append(part.mean(1))
-        # The squared length of the mean unit vector is the mean of all pairwise cosines.
-        similarities.append(directions.mean(1).square().sum(-1))
-    return torch.stack(means, dim=1), torch.stack(similarities, dim=1)
+    length = heads.shape[1]
+    missing = -length % block
+    parts = F.pad(heads, (0, 0, 0, missing)).unflatten(1, (-1, block))
+    counts = torch.full((parts.shape[1], 1), block, device=x.device)
+    counts[-1] -= missing
+    directions = parts / torch.linalg.vector_norm(parts, dim=-1, keepdim=True).clamp(min=1e-12)
+    # The squared length of the mean unit vector is the mean of all pairwise cosines.
+    return parts.sum(2) / counts, (directions.sum(2) / counts).square().sum(-1)
 
 
 def block_sparse_attention(

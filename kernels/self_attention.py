@@ -1,15 +1,17 @@
 """Self-attention in 16 bits, exact: softmax(q k^T * scale) v, and its log-sum-exp for merging.
 
-Served by cuDNN, torch's default (FlashAttention-2) or the Triton kernel of ``_flash``, in the order that published figures
+Served by cuDNN, FlashAttention-2 (``fa2``, torch's own) or the Triton kernel of ``_flash``, in the order that published figures
 give for each architecture at head_dim 128 and long sequences, not causal: on sm_90 cuDNN bf16 595-631 TFLOP/s against 480-560
-for Triton; on sm_80 and sm_89 FlashAttention-2, cuDNN being slower there. The bench compares them on a device at hand, and
-``INFINITETALK_KERNELS=attention=...`` chooses another. FlashAttention-3 (``fa3``, arXiv:2407.08608) serves where its package is
-installed and it is asked for: published figures put it level with cuDNN, and none was measured here.
+for Triton; on sm_80 and sm_89 FlashAttention-2, cuDNN being slower there. Torch itself prefers cuDNN on the same devices. The
+bench compares them on a device at hand, and ``INFINITETALK_KERNELS=attention=...`` chooses another. FlashAttention-3 (``fa3``,
+arXiv:2407.08608) serves where its package is installed and it is asked for: published figures put it level with cuDNN, and none
+was measured here.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
@@ -24,9 +26,18 @@ from kernels._flash import FlashInputs, empty_lse, start_flash
 from kernels._operation import operation, room
 from kernels._softmax import head_dim_obstacle, rows_obstacle
 from kernels._triton import INTERPRETED
-from kernels.dispatch import Option, architecture, choose, runs_plain, triton_obstacle
+from kernels.dispatch import Option, choose, runs_plain, triton_obstacle
 
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+
+_CUDNN_DEVICES = ((9, 0), (10, 0))
+# cuDNN before 9.15.1 reads past the end of lengths that are no multiple of 128 (pytorch/pytorch#169849).
+_CUDNN_ODD_LENGTHS, _CUDNN_TILE = 91_501, 128
+_WITHOUT_CUDNN = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+
+_log = logging.getLogger(__name__)
+_cudnn_failures: dict[torch.device, str] = {}
+"""Devices whose cuDNN took an attention on and then failed, with what it said."""
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None = None) -> Tensor:
@@ -56,6 +67,29 @@ def sixteen_bit_obstacle(setting: str, num_heads: int, q: Tensor, k: Tensor, v: 
     return obstacle
 
 
+def _fa2(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
+    with sdpa_kernel(_WITHOUT_CUDNN, set_priority=True):
+        return _sdpa(q, k, v, num_heads, scale)
+
+
+def cudnn_or_fa2(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
+    """``attention`` by cuDNN, and from its first failure on by FlashAttention-2.
+
+    What cuDNN turns down beforehand goes to the next back end by torch's own rules. It may also find no plan, or miss one of its
+    libraries, only when it is run.
+    """
+    try:
+        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, *_WITHOUT_CUDNN], set_priority=True):
+            return _sdpa(q, k, v, num_heads, scale)
+    except (torch.OutOfMemoryError, torch.AcceleratorError):
+        raise
+    except RuntimeError as error:
+        said = next(iter(str(error).splitlines()), "no reason given")
+        _cudnn_failures[q.device] = said
+        _log.warning("cuDNN's attention failed on %s, FlashAttention-2 serves from here on: %s", q.device, said)
+    return _fa2(q, k, v, num_heads, scale)
+
+
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
     heads = [x.reshape(1, x.shape[0], num_heads, -1).transpose(1, 2) for x in (q, k, v)]
     out = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], scale=scale)
@@ -65,32 +99,35 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) 
 @operation("attention", fake=lambda q, *_: room(q))
 def _attention_op(q: Tensor, k: Tensor, v: Tensor, num_heads: int, scale: float | None) -> Tensor:
     triton = Option("triton", "the kernel of this library", sixteen_bit_obstacle("flash_16bit", num_heads, q, k, v))
-    sdpa = Option("sdpa", "torch's default, FlashAttention-2 for 16 bits", None if q.device.type == "cuda" else "no GPU")
-    cudnn = Option("cudnn", "the fastest published 16-bit kernel for long sequences", _cudnn_obstacle(q, num_heads))
+    fa2 = Option("fa2", "FlashAttention-2, torch's own", None if q.device.type == "cuda" else "no GPU")
+    cudnn = Option("cudnn", "the fastest published 16-bit kernel for long sequences", cudnn_obstacle(q, k, num_heads))
     plain = Option("reference", "plain torch serves everything")
     fa3 = Option("fa3", "FlashAttention-3, asked for", _fa3_obstacle(q, num_heads))
-    chosen = choose("attention", (cudnn, sdpa, triton, plain, fa3) if not INTERPRETED else (triton, plain, fa3))
+    chosen = choose("attention", (cudnn, fa2, triton, plain, fa3) if not INTERPRETED else (triton, plain, fa3))
     if chosen == "fa3":
         return flash_attention_3(q, k, v, num_heads, scale)
     if chosen == "cudnn":
-        # First choice, not only choice: what cuDNN turns down (odd lengths on some versions) goes to the next.
-        backends = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-        with sdpa_kernel(backends, set_priority=True):
-            return _sdpa(q, k, v, num_heads, scale)
-    if chosen == "sdpa":
-        return _sdpa(q, k, v, num_heads, scale)
+        return cudnn_or_fa2(q, k, v, num_heads, scale)
+    if chosen == "fa2":
+        return _fa2(q, k, v, num_heads, scale)
     if chosen == "reference":
         return reference.attention(q, k, v, num_heads, scale)
     return start_flash("flash_16bit", FlashInputs(q, k, v), num_heads, scale, q.dtype)[0]
 
 
-def _cudnn_obstacle(q: Tensor, num_heads: int) -> str | None:
+def cudnn_obstacle(q: Tensor, k: Tensor, num_heads: int) -> str | None:
+    """Why cuDNN does not serve these tensors, or None."""
+    if q.device in _cudnn_failures:
+        return f"cuDNN failed before: {_cudnn_failures[q.device]}"
     if q.device.type != "cuda" or not torch.backends.cudnn.is_available():
         return "cuDNN is not available"
     if q.dtype not in SIXTEEN_BIT:
         return f"cuDNN's attention takes 16 bits, not {q.dtype}"
-    if architecture(q) != "sm_90" or torch.cuda.get_device_capability(q.device) != (9, 0):
-        return "cuDNN's attention is ahead on Hopper only"
+    if torch.cuda.get_device_capability(q.device) not in _CUDNN_DEVICES:
+        return "cuDNN's attention is ahead on devices of 9.0 and 10.0 only"
+    version = torch.backends.cudnn.version() or 0
+    if version < _CUDNN_ODD_LENGTHS and (q.shape[0] % _CUDNN_TILE or k.shape[0] % _CUDNN_TILE):
+        return f"cuDNN {version} is not safe for lengths that are no multiple of {_CUDNN_TILE}; 9.15.1 is"
     head_dim = q.shape[-1] // num_heads
     return None if head_dim % 8 == 0 and head_dim <= 128 else f"head_dim {head_dim} is not a multiple of 8 up to 128"
 

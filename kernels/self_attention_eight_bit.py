@@ -18,6 +18,7 @@ from kernels._operation import operation, room
 from kernels._rows import contiguous_channels
 from kernels._softmax import head_dim_obstacle
 from kernels.dispatch import Option, choose, runs_plain, triton_obstacle
+from kernels.quantise import eight_bit_obstacle
 from kernels.quantise_qk import EightBitQK
 from kernels.quantise_v import EightBitV
 from kernels.self_attention import SIXTEEN_BIT
@@ -98,7 +99,9 @@ def _eight_bit_op(
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
     setting = "flash_8bit_16bit" if v_exponent is None else "flash_8bit_fp8"
-    obstacle = triton_obstacle(setting, q, EIGHT_BIT) or head_dim_obstacle(q.shape[-1], num_heads)
+    obstacle = (
+        triton_obstacle(setting, q, EIGHT_BIT) or eight_bit_obstacle(q, q.dtype) or head_dim_obstacle(q.shape[-1], num_heads)
+    )
     if v_exponent is None and v.dtype not in SIXTEEN_BIT:
         obstacle = obstacle or f"values are {v.dtype}, neither 16 bits nor quantise_v's"
     triton = Option("triton", "8-bit tensor cores", obstacle)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ import torch
 from kernels._triton import HAVE_TRITON
 from kernels.bench.case import SHAPES, Case, Shape
 from kernels.bench.cases import CASES
-from kernels.bench.measure import ceilings, measure
+from kernels.bench.measure import Result, ceilings, measure, served
 from kernels.bench.report import bar_table, speed_table, versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -37,35 +38,36 @@ def main() -> int:
         print("Triton is not installed: nothing to measure or compile (pip install 'infinite-talk[gpu]')")
         return 1
     on_gpu = torch.cuda.is_available()
-    lines, failures = _measured(cases, shapes) if on_gpu else _compiled(cases)
-    text = "\n".join([*lines, *failures]) + "\n"
+    device = torch.cuda.get_device_name() if on_gpu else "offline"
+    path = RESULTS / f"{device.replace(' ', '-').lower()}-{datetime.date.today().isoformat()}.md"
+    text, failures = "", list[str]()
+    # The tables so far, case by case: a run that is cut short leaves what it found.
+    for lines, failures in _measured(cases, shapes) if on_gpu else _compiled(cases):
+        text = "\n".join([*lines, *failures]) + "\n"
+        if arguments.save:
+            RESULTS.mkdir(exist_ok=True)
+            path.write_text(text)
     print(text, end="")
-    if arguments.save:
-        device = torch.cuda.get_device_name() if on_gpu else "offline"
-        name = f"{device.replace(' ', '-').lower()}-{datetime.date.today().isoformat()}.md"
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / name).write_text(text)
     return 1 if failures else 0
 
 
-def _measured(cases: list[Case], shapes: list[Shape]) -> tuple[list[str], list[str]]:
+def _measured(cases: list[Case], shapes: list[Shape]) -> Iterator[tuple[list[str], list[str]]]:
     limits = ceilings()
     known = ", ".join(f"{name} {limit / 1e12:.2f} T/s" for name, limit in limits.items())
-    results = []
+    title = [f"# Kernels on {torch.cuda.get_device_name()}", "", versions(), "", f"Ceilings measured in this run: {known}.", ""]
+    results: list[Result] = []
+    failures: list[str] = []
     for shape in shapes:
         for case in cases:
-            results.append(measure(case, shape, limits))
+            result = measure(case, shape, limits)
+            results.append(result)
+            if result.rows[0].obstacle is not None and served(case):
+                failures.append(f"{case.name} at {shape.name} failed: {result.rows[0].obstacle}")
             print(f"measured {case.name} at {shape.name}", file=sys.stderr)
-    title = [f"# Kernels on {torch.cuda.get_device_name()}", "", versions(), "", f"Ceilings measured in this run: {known}.", ""]
-    failures = [
-        f"{result.case.name} at {result.shape.name} failed: {result.rows[0].obstacle}"
-        for result in results
-        if result.rows[0].obstacle is not None and result.case.rate in limits
-    ]
-    return [*title, *speed_table(results), "", *bar_table(results)], failures
+            yield [*title, *speed_table(results), "", *bar_table(results)], failures
 
 
-def _compiled(cases: list[Case]) -> tuple[list[str], list[str]]:
+def _compiled(cases: list[Case]) -> Iterator[tuple[list[str], list[str]]]:
     from kernels.offline import recording  # noqa: PLC0415 - needs Triton
     from kernels.settings import ARCHITECTURES  # noqa: PLC0415
 
@@ -95,7 +97,7 @@ def _compiled(cases: list[Case]) -> tuple[list[str], list[str]]:
                 )
                 failures += [f"{case.name} on {architecture}: {one.kernel} {fault}" for fault in one.faults]
             print(f"compiled {case.name} for {architecture}", file=sys.stderr)
-    return lines, failures
+        yield lines, failures
 
 
 if __name__ == "__main__":

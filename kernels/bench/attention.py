@@ -36,8 +36,8 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return _tokens(F.scaled_dot_product_attention(_heads(q), _heads(k), _heads(v)))
 
 
-def _by_cudnn(call: Callable[[], Tensor]) -> Tensor:
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+def _by(backend: SDPBackend, call: Callable[[], Tensor]) -> Tensor:
+    with sdpa_kernel(backend):
         return call()
 
 
@@ -52,7 +52,7 @@ def text_image(shape: Shape, device: str) -> Built:
 
     return Built(
         lambda: kernels.text_image_attention(q, text[0], text[1], image[0], image[1], HEADS),
-        {"2 x sdpa + add": twice, "2 x sdpa cudnn + add": lambda: _by_cudnn(twice)},
+        {"2 x sdpa + add": twice, "2 x sdpa cudnn + add": lambda: _by(SDPBackend.CUDNN_ATTENTION, twice)},
         first_rows,
         lambda: reference.text_image_attention(q[:SAMPLE].float(), text[0], text[1], image[0], image[1], HEADS),
     )
@@ -113,13 +113,15 @@ def _attention_peers(q: Tensor, k: Tensor, v: Tensor) -> dict[str, Call]:
 
     peers: dict[str, Call] = {
         "sdpa": lambda: _sdpa(q, k, v),
-        "sdpa cudnn": lambda: _by_cudnn(lambda: _sdpa(q, k, v)),
+        "sdpa flash": lambda: _by(SDPBackend.FLASH_ATTENTION, lambda: _sdpa(q, k, v)),
+        "sdpa cudnn": lambda: _by(SDPBackend.CUDNN_ATTENTION, lambda: _sdpa(q, k, v)),
         "flex": flex,
     }
     if find_spec("flash_attn_interface"):
         peers["fa3"] = lambda: flash_attention_3(q, k, v, HEADS, None)
     if find_spec("sageattention"):
-        peers["sageattention"] = lambda: _tokens(import_module("sageattention").sageattn(_heads(q), _heads(k), _heads(v)))
+        own = k.clone()  # it takes the mean from its keys in place
+        peers["sageattention"] = lambda: _tokens(import_module("sageattention").sageattn(_heads(q), _heads(own), _heads(v)))
     return peers
 
 

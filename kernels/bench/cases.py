@@ -14,7 +14,7 @@ from kernels.bench.linear import linear
 # Floors count each operand once, in and out.
 _MEMORY_BOUND = Bar(share=0.8, times=((("torch.compile", "torch"), 1.0),))
 _QUANTISING = Bar(share=0.8, times=((("torch.compile",), 1.0),), cosine=0.998, relative_l1=0.07)
-_SIXTEEN_BIT = ("sdpa", "sdpa cudnn", "fa3")
+_SIXTEEN_BIT = ("sdpa", "sdpa flash", "sdpa cudnn", "fa3")
 _DENSE = Bar(times=((_SIXTEEN_BIT, 0.98),))
 _INT8_BF16 = Bar(times=((_SIXTEEN_BIT, 1.2), (("sageattention",), 1.15)), cosine=0.999, relative_l1=0.03)
 _FP8_VALUES = Bar(times=((_SIXTEEN_BIT, 1.2), (("sageattention",), 1.15)), cosine=0.998, relative_l1=0.07)

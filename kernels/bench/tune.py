@@ -19,7 +19,7 @@ from kernels import dispatch, settings
 from kernels._triton import HAVE_TRITON
 from kernels.bench.case import SHAPES, Case
 from kernels.bench.cases import CASES
-from kernels.bench.measure import accuracy, milliseconds
+from kernels.bench.measure import accuracy, first_line, milliseconds
 from kernels.bench.report import versions
 from kernels.offline import recording
 from kernels.settings import ARCHITECTURES, Architecture, Launch
@@ -140,7 +140,7 @@ def _compile(kernel: str, architecture: Architecture, case: Case, launch: Launch
         try:
             built.ours()
         except Exception as error:
-            return Trial(launch, shipped, 0, (f"does not compile: {str(error).splitlines()[0][:80]}",))
+            return Trial(launch, shipped, 0, (f"does not compile: {first_line(error)}",))
     faults = tuple(f"{one.kernel.strip('_')} {fault}" for one in compiled for fault in one.faults)
     return Trial(launch, shipped, max(one.registers for one in compiled), faults)
 
@@ -152,19 +152,30 @@ def _time(kernel: str, architecture: Architecture, case: Case, trials: list[Tria
         if trial.faults:
             timed.append(trial)
             continue
-        torch.manual_seed(0)
-        built = case.build(SHAPES[0], "cuda")
-        exact = built.exact() if built.exact is not None else None
-        with settings.replaced(kernel, architecture, trial.launch):
-            result = built.ours()
-            faults: tuple[str, ...] = ()
-            if exact is not None and built.sample is not None:
-                error = accuracy(built.sample(result), exact).error
-                shipped_error = error if trial.shipped else shipped_error
-                if shipped_error is not None and error > _ALLOWANCE * shipped_error:
-                    faults = (f"errs by {error:.2e}, the shipped setting by {shipped_error:.2e}",)
-            timed.append(Trial(trial.launch, trial.shipped, trial.registers, faults, milliseconds(built.ours)))
+        faults: tuple[str, ...] = ()
+        time = None
+        try:
+            with settings.replaced(kernel, architecture, trial.launch):
+                error, time = _run(case)
+        except Exception as failure:
+            faults = (f"does not run: {first_line(failure)}",)
+        else:
+            shipped_error = error if trial.shipped else shipped_error
+            if error is not None and shipped_error is not None and error > _ALLOWANCE * shipped_error:
+                faults = (f"errs by {error:.2e}, the shipped setting by {shipped_error:.2e}",)
+        timed.append(Trial(trial.launch, trial.shipped, trial.registers, faults, time))
     return timed
+
+
+def _run(case: Case) -> tuple[float | None, float]:
+    """Error, where the case has a truth, and milliseconds."""
+    torch.manual_seed(0)
+    built = case.build(SHAPES[0], "cuda")
+    exact = built.exact() if built.exact is not None else None
+    result = built.ours()
+    error = None if exact is None or built.sample is None else accuracy(built.sample(result), exact).error
+    del result
+    return error, milliseconds(built.ours)
 
 
 def _table(kernel: str, architecture: Architecture, trials: list[Trial]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from kernels.bench.measure import Result, Row
 
-TORCH_IN_BF16 = ("sdpa", "2 x sdpa + add")
+TORCH_IN_BF16 = ("sdpa flash", "sdpa", "2 x sdpa + add")
 """Peers whose error stands for torch's own in bf16; without one of them, it is that of one rounding."""
 
 _BF16_ALLOWANCE = 2.0

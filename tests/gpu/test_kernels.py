@@ -14,10 +14,9 @@ if importlib.util.find_spec("torch") is None or importlib.util.find_spec("triton
 
 import torch
 
-from kernels import dispatch
 from kernels.bench.case import SHAPES, Built, Case
 from kernels.bench.cases import CASES
-from kernels.bench.measure import Result, Row, accuracy
+from kernels.bench.measure import Result, Row, accuracy, served
 from kernels.bench.verdict import TORCH_IN_BF16, verdicts
 
 pytestmark = [
@@ -39,11 +38,6 @@ def test_arithmetic_on_the_device() -> None:
 
 def tensors(result: object) -> list[torch.Tensor]:
     return [result] if isinstance(result, torch.Tensor) else list(result)  # type: ignore[call-overload]
-
-
-def served(case: Case) -> bool:
-    architecture = dispatch.architecture(torch.empty(0, device="cuda"))
-    return architecture is not None and architecture not in case.absent
 
 
 def assert_is_exact_enough(case: Case, built: Built, got: torch.Tensor, exact: torch.Tensor) -> None:

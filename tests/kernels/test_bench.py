@@ -1,12 +1,14 @@
 """The bench without a GPU: cases that compute what they claim, bars that are judged, settings that can be tried."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 
 if importlib.util.find_spec("torch") is None:
     pytest.skip("torch is not installed (extra: gpu)", allow_module_level=True)
 
+from kernels.bench import __main__ as bench
 from kernels.bench import measure as timing
 from kernels.bench.case import Bar, Case, Shape
 from kernels.bench.cases import CASES
@@ -16,7 +18,13 @@ from kernels.settings import ARCHITECTURES, Launch, kernel_names
 
 SMALL = Shape("small", 3, 8, 13)  # 312 tokens: more than a sample, three groups of keys
 LIMITS: dict[timing.Rate, float] = {"bytes": 1e12, "bf16": 1e12, "int8": 1e12, "fp8": 1e12}
-NO_PEER_NEEDED = ("torch.compile", "sdpa cudnn", "2 x sdpa cudnn + add", "flex")  # minutes to compile, or no CPU at all
+NO_PEER_NEEDED = (
+    "torch.compile",
+    "sdpa flash",
+    "sdpa cudnn",
+    "2 x sdpa cudnn + add",
+    "flex",
+)  # minutes to compile, or no CPU at all
 
 
 def with_bar(case: Case, bar: Bar) -> Case:
@@ -38,6 +46,60 @@ def test_cases_compute_what_their_truth_says(case: Case, monkeypatch: pytest.Mon
     result = measure(Case(case.name, case.rate, case.work, without_compilers, bar), SMALL, LIMITS, "cpu")
     assert [row.obstacle for row in result.rows] == [None] * len(result.rows)
     assert all(verdict.met for verdict in verdicts(result)), list(verdicts(result))
+
+
+class OutOfResources(Exception):
+    """Triton's errors are no RuntimeErrors, and some errors say nothing."""
+
+
+@pytest.mark.parametrize("error", [OutOfResources("shared memory\n(of which there is little)"), AssertionError(), RuntimeError()])
+def test_what_fails_is_a_row_and_not_the_end(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "milliseconds", lambda call: 1.0)
+
+    def fail(*_: object) -> timing.Built:
+        raise error
+
+    def peer_fails(*_: object) -> timing.Built:
+        return timing.Built(lambda: None, {"peer": fail, "other": lambda: None})
+
+    said = "shared memory" if str(error) else type(error).__name__
+    case = CASES[0]
+    rows = measure(Case("", case.rate, case.work, fail), SMALL, LIMITS, "cpu").rows
+    assert [row.obstacle for row in rows] == [said]
+    rows = measure(Case("", case.rate, case.work, peer_fails), SMALL, LIMITS, "cpu").rows
+    assert [row.obstacle for row in rows] == [None, said, None]
+
+
+def test_a_run_that_is_cut_short_leaves_its_tables(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The way of a GPU's bench on a CPU: its clock, its name and its ceilings are stand-ins."""
+    measured = 0
+
+    def cut_short(case: Case, shape: Shape, limits: dict[timing.Rate, float]) -> Result:
+        nonlocal measured
+        measured += 1
+        if measured == 3:
+            raise KeyboardInterrupt
+        return Result(case, shape, (Row("ours", 1.0), Row("torch.compile", 2.0)))
+
+    monkeypatch.setattr(bench, "measure", cut_short)
+    monkeypatch.setattr(bench, "served", lambda case: True)
+    monkeypatch.setattr(bench, "ceilings", lambda: LIMITS)
+    monkeypatch.setattr(bench, "versions", lambda: "today")
+    monkeypatch.setattr(bench, "HAVE_TRITON", True)
+    monkeypatch.setattr(bench, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA X")
+    monkeypatch.setattr("sys.argv", ["bench", "--save"])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    (saved,) = (tmp_path / "results").iterdir()
+    text = saved.read_text()
+    assert saved.name.startswith("nvidia-x-")
+    assert [case.name in text for case in CASES[:3]] == [True, True, False]
+    assert "2.00 times torch.compile | met" in text
+    capsys.readouterr()
 
 
 def result(bar: Bar, *rows: Row, rounding: float | None = None) -> Result:

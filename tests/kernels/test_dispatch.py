@@ -15,7 +15,7 @@ if importlib.util.find_spec("torch") is None:
 import torch
 
 import kernels
-from kernels import dispatch
+from kernels import dispatch, self_attention
 from kernels.dispatch import OVERRIDE, Option, architecture_of, choose
 from kernels.self_attention import flash_attention_3
 
@@ -104,6 +104,69 @@ print(kernels._triton.HAVE_TRITON)
 )
 def test_layers_have_their_precision(layer: str, precision: str) -> None:
     assert kernels.layer_precision(layer) == precision
+
+
+@pytest.mark.parametrize(("operator", "more"), [("gelu_tanh", ()), ("quantise_rows", (True, torch.int8))])
+def test_the_reference_answers_in_the_layout_the_compiler_was_told(operator: str, more: tuple[object, ...]) -> None:
+    turned = torch.randn(8, 3).t()
+    torch.library.opcheck(getattr(torch.ops.infinite_talk, operator).default, (turned, *more), test_utils=("test_faketensor",))
+
+
+def test_fp8_scores_are_not_sent_to_ampere(monkeypatch: pytest.MonkeyPatch) -> None:
+    qk = kernels.reference.quantise_qk(torch.randn(9, 128), torch.randn(7, 128), 2, torch.float8_e4m3fn)
+    arguments = (*qk, torch.randn(7, 128).half(), None, None, None, None, 2, None, torch.float16)
+    with dispatch.pretend("sm_80"):
+        out, _ = torch.ops.infinite_talk.eight_bit_attention(*arguments)
+        assert out.isfinite().all()
+        monkeypatch.setenv(OVERRIDE, "eight_bit_attention=triton")
+        with pytest.raises(ValueError, match=r"sm_80 has no fp8|Triton is not installed"):
+            torch.ops.infinite_talk.eight_bit_attention(*arguments)
+
+
+def test_cudnn_that_fails_when_it_is_run_is_left_alone_from_then_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stand-in for a cuDNN that takes an attention on and finds no plan; a real one needs a GPU."""
+    by_torch, calls = self_attention._sdpa, []
+
+    def no_plan(*arguments: object) -> torch.Tensor:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise RuntimeError("cuDNN Frontend error: no execution plans\nsupport the graph")
+        return by_torch(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(self_attention, "_sdpa", no_plan)
+    monkeypatch.setattr(self_attention, "_cudnn_failures", {})
+    q, k, v = torch.randn(9, 128), torch.randn(7, 128), torch.randn(7, 128)
+    with caplog.at_level(logging.WARNING):
+        got = self_attention.cudnn_or_fa2(q, k, v, 2, None)
+    assert torch.allclose(got, kernels.reference.attention(q, k, v, 2), atol=1e-5)
+    assert "no execution plans" in caplog.text
+    assert "no execution plans" in str(self_attention.cudnn_obstacle(q, k, 2))
+
+
+def test_running_out_of_memory_is_not_blamed_on_cudnn(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("2 GiB wanted")
+
+    monkeypatch.setattr(self_attention, "_sdpa", no_memory)
+    q = torch.randn(9, 128)
+    with pytest.raises(torch.OutOfMemoryError):
+        self_attention.cudnn_or_fa2(q, q, q, 2, None)
+    assert self_attention.cudnn_obstacle(q, q, 2) == "cuDNN is not available"
+
+
+def test_old_cudnn_serves_whole_tiles_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Hopper GPU is pretended: what is tried is the rule."""
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    odd, whole = (types.SimpleNamespace(device=torch.device("cuda:0"), dtype=torch.bfloat16, shape=(n, 128)) for n in (120, 256))
+    for version, expected in ((91_002, "9.15.1"), (91_501, None)):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda version=version: version)
+        for q, k in ((odd, whole), (whole, odd)):
+            said = self_attention.cudnn_obstacle(q, k, 1)
+            assert said is None if expected is None else expected in str(said)
+        assert self_attention.cudnn_obstacle(whole, whole, 1) is None
 
 
 def test_flash_attention_3_is_an_error_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

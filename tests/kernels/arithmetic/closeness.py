@@ -2,16 +2,23 @@
 
 import os
 
+import pytest
 import torch
 from torch import Tensor
 
 from kernels._triton import INTERPRETED
+from kernels.dispatch import architecture_of
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 # Fixed under the interpreter, fresh on a device unless given.
 SEED = int(os.environ.get("KERNEL_TESTS_SEED", "0" if INTERPRETED else str(int.from_bytes(os.urandom(3), "big"))))
 # The interpreter multiplies the bits of bf16, so products run in fp16 there.
 HALVES = (torch.float16,) if INTERPRETED else (torch.float16, torch.bfloat16)
+
+HAS_FP8 = INTERPRETED or architecture_of(torch.cuda.get_device_capability()) != "sm_80"
+needs_fp8 = pytest.mark.skipif(not HAS_FP8, reason="no fp8 on this device")
+EIGHT_BITS = (torch.int8, pytest.param(torch.float8_e4m3fn, marks=needs_fp8))
+VALUES_IN_FP8 = (False, pytest.param(True, marks=needs_fp8))
 
 
 def noise(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:

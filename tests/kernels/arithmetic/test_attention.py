@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closeness import HALVES, INTERPRETED, cosine, noise, relative_l1
+from closeness import EIGHT_BITS, HALVES, HAS_FP8, INTERPRETED, VALUES_IN_FP8, cosine, needs_fp8, noise, relative_l1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -85,11 +85,18 @@ def test_dense_attention_reads_slices_of_one_projection(architecture: Architectu
     assert_as_exact_as_torch(got, torch_in_16_bits(q.contiguous(), k, v, 2), reference.attention(q.double(), k, v, 2))
 
 
-def test_unaligned_rows_are_read_through_pointers() -> None:
+def test_rows_may_be_unaligned_or_shared(architecture: Architecture) -> None:
     q, k, v = (half(70, 67, seed=seed)[:, 1:65] for seed in range(3))
-    got = kernels.attention(q, k, v, 2)
-    exact = reference.attention(q.double(), k, v, 2)
-    assert relative_l1(got, exact) < 1e-3
+    one_key = half(1, 64, seed=4).expand(70, 64)
+    with dispatch.pretend(architecture):
+        assert relative_l1(kernels.attention(q, k, v, 2), reference.attention(q.double(), k, v, 2)) < 1e-3
+        assert relative_l1(kernels.attention(q, one_key, v, 2), reference.attention(q.double(), one_key, v, 2)) < 1e-3
+
+
+def test_no_queries_have_no_answers(architecture: Architecture) -> None:
+    q, k, v = qkv(0, 70, 64)
+    with dispatch.pretend(architecture):
+        assert kernels.attention(q, k, v, 2).shape == (0, 64)
 
 
 def test_parts_merge_to_the_whole() -> None:
@@ -149,7 +156,10 @@ def test_class_map(architecture: Architecture) -> None:
     exact = reference.class_attention_map(q.double(), k, masks, 3)
     assert got.dtype == torch.float32
     assert (got - exact).abs().max() <= 1e-3 * exact.max()
-    assert torch.equal(got.argmax(0), exact.argmax(0))
+    first, second = exact.topk(2, dim=0).values
+    clear = first > second + 1e-3 * exact.max()  # a tie within the error may fall either way
+    assert clear.any()
+    assert torch.equal(got.argmax(0)[clear], exact.argmax(0)[clear])
     assert not got[3].any()
 
 
@@ -160,13 +170,13 @@ def long_tailed(length: int, width: int, seed: int) -> Tensor:
     return (noise(length, width, seed=seed, dtype=torch.float32) * gains + bias).half()
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 @pytest.mark.parametrize("length", [200, 600])  # centred and scaled by all rows, and by every third
 def test_eight_bit_operands_are_the_reference_s(length: int, dtype: torch.dtype) -> None:
     q, k, v = half(200, 128), long_tailed(length, 128, 1), long_tailed(length, 128, 2)
     k[length // 2 + 1] *= 30  # a token that reaches further than any that is looked at beforehand
     pairs = zip(kernels.quantise_qk(q, k, 2, dtype), reference.quantise_qk(q, k, 2, dtype), strict=True)
-    values = zip(kernels.quantise_v(v, 2), reference.quantise_v(v, 2), strict=True)
+    values = zip(kernels.quantise_v(v, 2), reference.quantise_v(v, 2), strict=True) if HAS_FP8 else ()
     for got, wanted in (*pairs, *values):
         assert got.dtype == wanted.dtype
         assert got.shape == wanted.shape
@@ -179,8 +189,8 @@ def test_eight_bit_operands_are_the_reference_s(length: int, dtype: torch.dtype)
     ("dtype", "fp8_values", "least_cosine", "most_l1"),
     [
         (torch.int8, False, 0.999, 0.03),
-        (torch.int8, True, 0.998, 0.07),
-        (torch.float8_e4m3fn, True, 0.998, 0.07),
+        pytest.param(torch.int8, True, 0.998, 0.07, marks=needs_fp8),
+        pytest.param(torch.float8_e4m3fn, True, 0.998, 0.07, marks=needs_fp8),
     ],
 )
 @pytest.mark.parametrize("data", ["normal", "long-tailed"])
@@ -197,7 +207,7 @@ def test_eight_bit_attention_is_close(
     assert relative_l1(got, exact) <= most_l1
 
 
-@pytest.mark.parametrize("fp8_values", [False, True])
+@pytest.mark.parametrize("fp8_values", VALUES_IN_FP8)
 def test_eight_bit_attention_adds_no_error_to_its_operands(architecture: Architecture, fp8_values: bool) -> None:
     if architecture == "sm_80" and fp8_values:
         pytest.skip("sm_80 has no fp8")
@@ -213,7 +223,7 @@ def test_eight_bit_attention_adds_no_error_to_its_operands(architecture: Archite
     assert relative_l1(got.double() - mean, exact) <= (0.03 if fp8_values else 1e-3)
 
 
-@pytest.mark.parametrize("fp8_values", [False, True])
+@pytest.mark.parametrize("fp8_values", VALUES_IN_FP8)
 def test_eight_bit_attention_over_parts_of_the_keys_merges(architecture: Architecture, fp8_values: bool) -> None:
     """Each part is centred by its own mean, and the log-sum-exp knows of it."""
     if architecture == "sm_80" and fp8_values:
@@ -246,7 +256,7 @@ def test_the_log_sum_exp_of_blocks_in_eight_bits() -> None:
 
 
 @pytest.mark.parametrize("heads", [2, 5, 7])  # rows of one power of two, of two, and with a ragged end
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 def test_norm_rope_and_quantisation_in_one(heads: int, dtype: torch.dtype) -> None:
     width = 64 * heads
     q, k, v = qkv(150, 150, width)
@@ -294,15 +304,16 @@ def test_block_sparse_attention_with_full_lists_is_dense() -> None:
     assert_as_exact_as_torch(got, torch_in_16_bits(q, k, v, 2), reference.attention(q.double(), k, v, 2))
 
 
-def test_block_sparse_attention_in_eight_bits() -> None:
+@pytest.mark.parametrize("fp8_values", VALUES_IN_FP8)
+def test_block_sparse_attention_in_eight_bits(fp8_values: bool) -> None:
     q, k, v = qkv(200, 300, 64)
     blocks = kernels.select_blocks(q, k, 2, 0.6, least_similarity=-1)
     exact = reference.block_sparse_attention(q.double(), k, v, 2, blocks.listed, blocks.counts)
-    for values in (v, kernels.quantise_v(v, 2)):
-        qk = kernels.EightBitQK(*reference.quantise_qk(q, k, 2))
-        got = kernels.eight_bit_attention(qk, values, 2, blocks=blocks, out_dtype=torch.float16)
-        assert cosine(got, exact) >= 0.998
-        assert relative_l1(got, exact) <= 0.07
+    values = kernels.quantise_v(v, 2) if fp8_values else v
+    qk = kernels.EightBitQK(*reference.quantise_qk(q, k, 2))
+    got = kernels.eight_bit_attention(qk, values, 2, blocks=blocks, out_dtype=torch.float16)
+    assert cosine(got, exact) >= 0.998
+    assert relative_l1(got, exact) <= 0.07
 
 
 def test_eight_bit_linear() -> None:
@@ -330,7 +341,7 @@ def operators() -> list[tuple[str, tuple[object, ...]]]:
         ("class_attention_map", (q, k, torch.ones(2, 7), 2)),
         ("block_sparse_attention", (q, k, v, *blocks, 2, None)),
         ("quantise_qk", (q, k, *nothing, 2, 0.0, torch.int8)),
-        ("quantise_v", (v, 2)),
+        *([("quantise_v", (v, 2))] if HAS_FP8 else []),
         ("block_means", (q, 2, 4)),
         ("eight_bit_attention", (*qk, v, *nothing, 2, None, torch.float16)),
         ("linear_eight_bit", (*rows, *rows, None, torch.float16)),

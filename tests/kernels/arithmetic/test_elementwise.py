@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closeness import assert_quantises, assert_rounds_to, noise
+from closeness import EIGHT_BITS, assert_quantises, assert_rounds_to, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +58,7 @@ def test_rope_1d_of_any_shape(length: int, heads: int, pairs: int, seed: int) ->
     assert_rounds_to(kernels.rope_1d(x, positions, heads), reference.rope_1d(x.double(), positions, heads), slack=1e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 @pytest.mark.parametrize("width", [7, 2048, 2500])
 def test_rows_in_eight_bits(width: int, dtype: torch.dtype) -> None:
     x = noise(4, width) * torch.tensor([[1.0], [1e-4], [1e4], [0.0]])

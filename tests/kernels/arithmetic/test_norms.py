@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from closeness import assert_quantises, assert_rounds_to, noise
+from closeness import EIGHT_BITS, assert_quantises, assert_rounds_to, noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -80,7 +80,7 @@ def test_residual_gate_norm(width: int, after: str, gated: bool) -> None:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("dtype", EIGHT_BITS)
 @pytest.mark.parametrize("width", [96, 5120])
 def test_norms_in_eight_bits(width: int, dtype: torch.dtype) -> None:
     x, y = rows(3, width), rows(3, width, seed=1)
