@@ -48,8 +48,10 @@ tune-kernels:
 	elif [ -x $(BIN)/python ]; then $(BIN)/python -m kernels.bench.tune $(MORE); \
 	else echo 'tune-kernels skipped: no Python with torch and triton: make PYTHON=... tune-kernels'; fi
 
+# Files in the order of their folders: by their number of tests, the longest single test would come last and alone. One thread of
+# torch a process: waiting threads of two processes would take the cores from each other.
 test: check
-	$(BIN)/pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 # What takes longer than a minute, such as compiling every kernel for every architecture.
 test-long:

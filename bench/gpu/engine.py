@@ -1,6 +1,6 @@
 """Whole chunks of the engine at full size on this machine's GPU, with random weights, by stage and by memory mode.
 
-    python -m bench.gpu.engine [--minutes 9] [--chunks 10] [--resolution 480|720] [--out FOLDER]
+    python -m bench.gpu.engine [--minutes 9] [--chunks 10] [--resolution 480|720] [--only PART]... [--out FOLDER]
 
 Measured are, for each memory mode: the first chunk's preparation (words, picture, speech), seconds a chunk by stage (steps of
 the transformer, encoding, decoding, colours, the rest: pixels to the host and to the output's size), the GPU's peak memory,
@@ -29,6 +29,8 @@ from bench.gpu import report
 STEPS, SHIFT, AUDIO = 4, 2.0, 2.0
 SIZES = {"480": (448, 896), "720": (704, 1280)}
 SECONDS_A_CHUNK = 72 / 25
+MODES = ("whole", "eight_bit", "fp8", "offload")
+PARTS = (*MODES, "diffusers", "host-memory")
 
 
 @dataclass(frozen=True)
@@ -47,23 +49,23 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9.0, help="no part is begun after this many")
     parser.add_argument("--chunks", type=int, default=10, help="chunks over which host memory is watched")
     parser.add_argument("--resolution", choices=SIZES, default="480")
+    parser.add_argument("--only", choices=PARTS, action="append", help="parts to run, one or more; all unless given")
     parser.add_argument("--out", type=Path, default=report.RESULTS, help="where the table is written")
     arguments = parser.parse_args()
     reason = report.obstacle()
     if reason is not None:
         print(f"bench-gpu skipped: {reason}")
         return
-    bench = report.Report("engine", arguments.out, arguments.minutes, arguments.resolution)
-    table, part, deadline = bench.table, bench.part, bench.deadline
-    size = SIZES[arguments.resolution]
-    part("whole", lambda: _mode(table, "whole", size, arguments.chunks, deadline))
-    part("diffusers' parts", lambda: _diffusers(table, size))
-    part("offload", lambda: _mode(table, "offload", size, 2, deadline))
-    part("fp8", lambda: _mode(table, "fp8", size, 2, deadline))
-    part("eight_bit", lambda: _mode(table, "eight_bit", size, 2, deadline))
+    bench = report.Report("engine", arguments.out, arguments.minutes, arguments.resolution, arguments.only)
+    table, size = bench.table, SIZES[arguments.resolution]
+    # What most is asked about first: a run that is cut short has it.
+    for mode in MODES:
+        bench.part(mode, lambda m=mode: _mode(table, m, size))
+    bench.part("diffusers", lambda: _diffusers(table, size))
+    bench.part("host-memory", lambda: _host_memory(table, size, arguments.chunks, bench.deadline))
 
 
-def _transformer(mode: str) -> Any:
+def random_transformer(mode: str) -> Any:
     """Random weights of the size that keeps activations near 1, kept as the mode says."""
     import torch  # noqa: PLC0415
     from torch import nn  # noqa: PLC0415
@@ -121,7 +123,7 @@ def _parts(mode: str) -> Any:
             torch.set_default_dtype(torch.float32)
 
     models = Models(
-        _transformer(mode),
+        random_transformer(mode),
         VideoAutoencoder(AutoencoderKLWan().to("cuda")),
         ImageEncoder(made(CLIPVisionModel, CLIPVisionConfig(**_VIT_H), torch.bfloat16)),
     )
@@ -166,19 +168,40 @@ def _clocks(models: Any) -> Iterator[dict[str, float]]:
         correction.apply = apply  # type: ignore[method-assign]
 
 
-def _mode(table: report.Table, mode: str, size: tuple[int, int], chunks: int, deadline: float) -> None:
-    import torch  # noqa: PLC0415
+def _frames(chunks: int) -> int:
+    return 81 + 72 * (chunks - 1)
 
+
+def _stream(parts: Any, words: Any, rows: Any, size: tuple[int, int], chunks: int, audio: float, how: Any) -> Iterator[Any]:
+    """So many chunks of a take, computed as they are asked for."""
     from model_store.engine import Plan  # noqa: PLC0415
-    from model_store.infinitetalk.attention import EXACT, Attention  # noqa: PLC0415
     from model_store.infinitetalk.guidance import Guidance  # noqa: PLC0415
-    from model_store.infinitetalk.options import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT  # noqa: PLC0415
     from model_store.infinitetalk.sampler import Sampling  # noqa: PLC0415
     from model_store.infinitetalk.stream import Loop, Script, State  # noqa: PLC0415
 
+    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    script = Script(words[0], words[1], rows, lambda _: photo, False, 0)
+    plan = Plan(size[1], size[0], _frames(chunks), 72, 81)
+    sampling = Sampling(STEPS, SHIFT, Guidance(1.0, audio), attention=how)
+    return iter(Loop(parts.models, script, plan, sampling).run(0, State(), lambda *_: None))
+
+
+def _random_words() -> list[Any]:
+    import torch  # noqa: PLC0415
+
+    return [torch.randn(100, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
+
+
+def _mode(table: report.Table, mode: str, size: tuple[int, int]) -> None:
+    import torch  # noqa: PLC0415
+
+    from model_store.infinitetalk.attention import EXACT, Attention  # noqa: PLC0415
+    from model_store.infinitetalk.options import DEFAULT_NEGATIVE_PROMPT, DEFAULT_PROMPT  # noqa: PLC0415
+
     parts = _parts(mode)
     table.row(f"**{mode}**", "", f"weights and encoders take {torch.cuda.memory_allocated() / report.GIB:.1f} GiB of the GPU")
-    frames = 81 + 72 * (max(chunks, 3) + 4)
+    chunks = 3
+    frames = _frames(chunks)
 
     def clock(what: str, act: Callable[[], Any]) -> Any:
         torch.cuda.synchronize()
@@ -196,18 +219,13 @@ def _mode(table: report.Table, mode: str, size: tuple[int, int], chunks: int, de
         torch.cuda.empty_cache()
         rows = clock(f"speech, {frames / 25:.0f} s listened to", lambda: parts.speech.listen(_Noise(frames * 640)))
     else:
-        words = [torch.randn(100, 4096, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
-        rows = parts.speech.listen(_Noise(frames * 640))
-    photo = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
-    script = Script(words[0], words[1], rows, lambda _: photo, False, 0)
-    plan = Plan(size[1], size[0], frames, 72, 81)
+        words, rows = _random_words(), parts.speech.listen(_Noise(frames * 640))
     ways = [("two forwards a step", AUDIO, EXACT), ("one forward a step", 1.0, EXACT)]
     if mode == "eight_bit":
         ways += [(f"{label}, attention in 8 bits", audio, Attention(eight_bit=True)) for label, audio, _ in ways]
     for label, audio, how in ways:
-        loop = Loop(parts.models, script, plan, Sampling(STEPS, SHIFT, Guidance(1.0, audio), attention=how))
         torch.cuda.reset_peak_memory_stats()
-        stream = loop.run(0, State(), lambda *_: None)
+        stream = _stream(parts, words, rows, size, chunks, audio, how)
         clock(f"first chunk with its preparation, {label}", lambda s=stream: next(s))
         began = time.monotonic()
         next(stream)
@@ -224,18 +242,20 @@ def _mode(table: report.Table, mode: str, size: tuple[int, int], chunks: int, de
         spent["the rest: pixels, noise, speech windows"] = whole - sum(spent.values())
         for stage, seconds in sorted(spent.items(), key=lambda item: -item[1]):
             table.row(f"... {stage}", f"{seconds:.2f} s", f"{seconds / whole:.1%} of {whole:.2f} s with the clocks")
-        if mode == "whole" and audio == 1.0:
-            _host_memory(table, stream, chunks, deadline)
     if mode == "offload":
         _copies(table, parts.models.transformer)
 
 
-def _host_memory(table: report.Table, stream: Iterator[Any], chunks: int, deadline: float) -> None:
-    seen = []
-    for _ in range(chunks):
+def _host_memory(table: report.Table, size: tuple[int, int], chunks: int, deadline: float) -> None:
+    """What a long take leaves behind in host memory, chunk by chunk."""
+    from model_store.infinitetalk.attention import EXACT  # noqa: PLC0415
+
+    parts = _parts("whole")
+    rows = parts.speech.listen(_Noise(_frames(chunks) * 640))
+    seen: list[float] = []
+    for _ in _stream(parts, _random_words(), rows, size, chunks, 1.0, EXACT):
         if time.monotonic() > deadline:
             break
-        next(stream)
         seen.append(report.host_bytes("VmRSS") / report.GIB)
     if len(seen) > 1:
         note = f"{seen[0]:.2f} GiB after the first, {seen[-1]:.2f} after the last, at most {max(seen):.2f}"

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,18 +19,22 @@ FRAMES = 81
 
 
 class Table:
-    """Rows as they come in, printed at once and written at the end of every stage, so that a bench cut short leaves a table."""
+    """Rows as they come in, printed and written at once, so that a bench cut short leaves a table."""
 
     def __init__(self, path: Path, head: str) -> None:
         self._path = path
         self._lines = [head, "", "| what | value | note |", "|---|---|---|"]
         path.parent.mkdir(parents=True, exist_ok=True)
         print("\n".join(self._lines), flush=True)
+        self._write()
 
     def row(self, what: str, value: str, note: str = "") -> None:
         """Add a row."""
         self._lines.append(f"| {what} | {value} | {note} |")
         print(self._lines[-1], flush=True)
+        self._write()
+
+    def _write(self) -> None:
         self._path.write_text("\n".join(self._lines) + "\n")
 
 
@@ -42,9 +46,10 @@ class Report:
         out: folder of the table.
         minutes: after which no part is begun.
         detail: what the table's name says besides the device and the date.
+        only: parts that are run; all unless given.
     """
 
-    def __init__(self, module: str, out: Path, minutes: float = 9.0, detail: str = "") -> None:
+    def __init__(self, module: str, out: Path, minutes: float = 9.0, detail: str = "", only: Sequence[str] | None = None) -> None:
         import torch  # noqa: PLC0415 - absent on machines where benches are skipped
 
         device, now = torch.cuda.get_device_name(), datetime.now(UTC)
@@ -53,11 +58,14 @@ class Report:
         self.table = Table(out / f"{file}.md", _head(module, device, now))
         self.deadline = time.monotonic() + minutes * 60
         self._minutes = minutes
+        self._only = only
 
     def part(self, what: str, run: Callable[[], None]) -> None:
         """Run a part, if there is time; one that fails does not take the others' results with it."""
         import torch  # noqa: PLC0415
 
+        if self._only is not None and what not in self._only:
+            return
         if time.monotonic() > self.deadline:
             self.table.row(what, "not run", f"the {self._minutes:g} minutes were over")
             return

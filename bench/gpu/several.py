@@ -18,6 +18,8 @@ from typing import Any
 
 from bench.gpu import report
 
+Row = Callable[[str, str, str], None]
+
 SHAPE = (16, 21, 56, 112)  # 448 x 896
 
 
@@ -37,22 +39,22 @@ def main() -> None:
         print(f"bench of several GPUs skipped: {reason}")
         return
     processes = torch.cuda.device_count()
-    table = report.Report("several", arguments.out, detail=f"{processes}x").table
-    measure(table.row, processes, full_size, SHAPE, arguments.repeats)
+    bench = report.Report("several", arguments.out, detail=f"{processes}x")
+    bench.part("divisions", lambda: measure(bench.table.row, processes, full_size, SHAPE, arguments.repeats))
 
 
 def full_size(rank: int) -> tuple[Any, Any]:
     """The transformer with random weights on a GPU of its own."""
     import torch  # noqa: PLC0415
 
-    from bench.gpu.engine import _transformer  # noqa: PLC0415
+    from bench.gpu.engine import random_transformer  # noqa: PLC0415
 
     torch.cuda.set_device(rank)
-    return _transformer("whole"), torch.device("cuda", rank)
+    return random_transformer("whole"), torch.device("cuda", rank)
 
 
 def measure(
-    row: Callable[[str, str, str], None],
+    row: Row,
     processes: int,
     build: Callable[[int], tuple[Any, Any]],
     shape: tuple[int, int, int, int],
@@ -71,26 +73,29 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder) / "meeting"
         others = [
-            context.Process(target=_member, args=(rank, processes, meeting, build, shape, repeats), daemon=True)
+            context.Process(target=_member, args=(rank, processes, meeting, build, shape, repeats, None), daemon=True)
             for rank in range(1, processes)
         ]
         for other in others:
             other.start()
         try:
-            found = _member(0, processes, meeting, build, shape, repeats)
+            _member(0, processes, meeting, build, shape, repeats, row)
         finally:
             for other in others:
                 other.join(60)
                 other.kill()
-    for branches, division, chosen, seconds, alone in found:
-        note = f"{alone / seconds:.2f} times one GPU{', chosen' if chosen else ''}"
-        row(f"{branches} branches: {division.groups} groups of {division.share}", f"{seconds:.3f} s", note)
 
 
 def _member(
-    rank: int, processes: int, meeting: Path, build: Callable[[int], tuple[Any, Any]], shape: tuple[int, ...], repeats: int
-) -> list[tuple[int, Any, bool, float, float]]:
-    """One process: all go through the same divisions in the same order."""
+    rank: int,
+    processes: int,
+    meeting: Path,
+    build: Callable[[int], tuple[Any, Any]],
+    shape: tuple[int, ...],
+    repeats: int,
+    row: Row | None,
+) -> None:
+    """One process: all go through the same divisions in the same order, and the first tells each one's time."""
     import torch  # noqa: PLC0415
 
     from model_store.infinitetalk.attention import EXACT  # noqa: PLC0415
@@ -112,7 +117,6 @@ def _member(
     member.begin(TakeOrder({name: (one, torch.float32) for name, one in shapes.items()}, False), told if rank == 0 else None)
     latent = torch.randn(shape) if rank == 0 else None
     tokens = shape[2] * shape[3] // PATCH**2
-    found = []
     for guidance in (Guidance(1, 1), Guidance(1, 2), Guidance(3, 2)):
         branches = guidance.branches
         chosen = divide(processes, len(branches), config.num_heads, tokens)
@@ -130,9 +134,10 @@ def _member(
                 seconds.append(time.monotonic() - began)
             took = min(seconds[1:])
             alone = alone or took
-            found.append((len(branches), division, division == chosen, took, alone))
+            if row is not None:
+                note = f"{alone / took:.2f} times one GPU{', chosen' if division == chosen else ''}"
+                row(f"{len(branches)} branches: {division.groups} groups of {division.share}", f"{took:.3f} s", note)
     member.leave()
-    return found
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ class Checkpoints:
         """The image encoder, in bf16."""
         return load_image_encoder(self._files("image-encoder"), device=self._device)
 
-    def vae(self) -> VideoAutoencoder:
-        """The video autoencoder, in fp32."""
-        return load_vae(self._files("vae"), device=self._device)
+    def vae(self, room: int) -> VideoAutoencoder:
+        """The video autoencoder, in fp32, that may take so many bytes besides its weights."""
+        return load_vae(self._files("vae"), device=self._device, room=room)
 
     def speech_encoder(self) -> SpeechEncoder:
         """The speech encoder, in fp32."""

@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from multiprocessing.connection import Connection, Pipe
@@ -77,6 +78,16 @@ class RoundOrder:
         member.compute(self)
 
 
+@dataclass(frozen=True)
+class LeaveOrder:
+    """The work is over. All part at once: NCCL's parting is an exchange, too."""
+
+    def follow(self, member: Member) -> None:
+        """A follower's part in it."""
+        member.leave()
+        raise SystemExit(0)
+
+
 class Member:
     """A process's part in the common work, once all have met.
 
@@ -105,6 +116,8 @@ class Member:
         # Every process makes every group, in the same order, whether it is in it or not.
         self._shares: dict[int, SequenceShare] = {}
         for share in range(2, processes + 1):
+            if transformer.config.num_heads % share:
+                continue  # nothing is ever divided so
             for first in range(0, processes - share + 1, share):
                 members = range(first, first + share)
                 group = dist.new_group(list(members))
@@ -203,8 +216,9 @@ class Crew:
             if isinstance(answer, InfiniteTalkError):
                 raise answer
         self._heads = transformer.config.num_heads
-        self._member = Member(transformer, device, 0, self._processes, self._meeting)
+        # Before they meet: a follower that dies then leaves this one waiting for it.
         threading.Thread(target=self._watch, name="crew", daemon=True).start()
+        self._member = Member(transformer, device, 0, self._processes, self._meeting)
 
     def begin(self, told: Told, keeps: bool) -> None:
         """See ``Forwards``."""
@@ -230,16 +244,26 @@ class Crew:
         return {branch: found[branch].to(latent.device) for branch in branches}
 
     def close(self) -> None:
-        """End the followers."""
+        """End the followers, in an orderly way where they still follow."""
         self._closing.set()
+        if self._member is not None:
+            with suppress(RuntimeError):
+                self._tell(LeaveOrder())
+            # In a thread: where one of them is stuck in an exchange, NCCL would wait for it.
+            parting = threading.Thread(target=self._member.leave, name="parting", daemon=True)
+            parting.start()
+            parting.join(GRACE_SECONDS)
+            if parting.is_alive():
+                logger.warning("the GPUs' processes did not part within %.0f s; they are ended", GRACE_SECONDS)
+            self._member = None
         for pipe in self._pipes:
-            pipe.close()
+            pipe.close()  # at which a follower ends, whatever it does
+        deadline = time.monotonic() + GRACE_SECONDS
         for follower in self._followers:
+            with suppress(subprocess.TimeoutExpired):
+                follower.wait(max(0.0, deadline - time.monotonic()))
             follower.kill()
             follower.wait()
-        if self._member is not None:
-            self._member.leave()
-            self._member = None
         self._folder.cleanup()
 
     def _tell(self, order: Any) -> None:

@@ -220,6 +220,7 @@ def pack_blocks(model: InfiniteTalkTransformer, format_name: str) -> None:
     for path, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and _packable(f"{path}.weight"):
             _place_packed(model, f"{path}.weight", *quantise_weight(module.weight, FORMATS[format_name]))
+    model.forget_contexts()
 
 
 def read_transformer_config(path: Path) -> TransformerConfig:

@@ -24,8 +24,13 @@ TEXT_ENCODER_BYTES = 11_500_000_000
 
 _ENCODERS_BYTES = 2_500_000_000  # image and speech encoder, video autoencoder
 _USABLE = 0.95  # of the free memory; the rest is for fragments and the driver
-_LARGEST_TOKENS = 21 * 48 * 80  # of a take: latent frames times tokens of the largest trained picture
+_LARGEST = (768, 1280)  # pixels of the largest trained picture
+_LARGEST_TOKENS = 21 * 48 * 80  # of a take: latent frames times tokens of that picture
 _BF16 = 2
+
+# Of the video autoencoder in fp32 while it decodes, by torch's count on tensors without content (7.8 GB at 448x896, 18.2 GB at
+# 768x1216), and 15% for what cuDNN works with. Encoding takes less.
+_PICTURE_BYTES_A_PIXEL = 22_500
 
 
 @dataclass(frozen=True)
@@ -36,22 +41,35 @@ class Choice:
         mode: one of :data:`MODES`.
         resident: blocks that stay on the GPU in mode ``offload``.
         text_on_gpu: whether the text encoder is on the GPU.
+        room: bytes that the video autoencoder may take; a picture that takes more is worked on in tiles.
         reason: why, in a sentence.
     """
 
     mode: str
     resident: int
     text_on_gpu: bool
+    room: int
     reason: str
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of the parts of a forward: all weights in bf16, one block's, and what it works with."""
+    """Bytes of the parts of a forward: all weights in bf16, one block's, activations, and kept keys and values."""
 
     weights: int
     block: int
-    work: int
+    activations: int
+    kept: int
+
+    @property
+    def work(self) -> int:
+        """What a forward works with."""
+        return self.activations + self.kept
+
+
+def picture_bytes(height: int, width: int) -> int:
+    """What the video autoencoder works with on a picture of so many pixels."""
+    return height * width * _PICTURE_BYTES_A_PIXEL
 
 
 def needs(config: TransformerConfig | None = None) -> Needs:
@@ -64,7 +82,14 @@ def needs(config: TransformerConfig | None = None) -> Needs:
     activations = _LARGEST_TOKENS * (6 * sizes.dim + 2 * sizes.ffn_dim) * _BF16
     # Keys and values: two texts and one picture, and the speech of every latent frame twice.
     rows = 2 * sizes.text_len + 257 + 2 * 21 * sizes.audio_tokens
-    return Needs(weights, block, int(1.33 * activations) + rows * 2 * sizes.dim * sizes.num_layers * _BF16)
+    return Needs(weights, block, int(1.33 * activations), rows * 2 * sizes.dim * sizes.num_layers * _BF16)
+
+
+def host_bytes(need: Needs, blocks: int, choice: Choice, processes: int) -> int:
+    """Host memory that mode ``offload`` takes at its peak: weights, while the visiting blocks are being pinned, in every process,
+    and the text encoder in one. torch rounds what it pins up to a power of two."""
+    pinned = 1 << (need.block - 1).bit_length()
+    return processes * (need.weights + (blocks - choice.resident) * (pinned - need.block)) + TEXT_ENCODER_BYTES
 
 
 def choose(free: int, need: Needs, blocks: int, wanted: str | None = None) -> Choice:
@@ -100,8 +125,14 @@ def choose(free: int, need: Needs, blocks: int, wanted: str | None = None) -> Ch
             "it, or use a larger one.",
         )
     left = usable - sizes[mode]
-    resident = min(blocks, max(0, left) // need.block) if mode == "offload" else blocks
+    resident = blocks
+    if mode == "offload":
+        # No block stays where the largest picture is to be decoded whole: a block's visit is hidden behind the forward.
+        spare = left - max(0, picture_bytes(*_LARGEST) - need.activations)
+        resident = min(blocks, max(0, spare) // need.block)
+        left -= resident * need.block
     text_on_gpu = mode != "offload" and left >= TEXT_ENCODER_BYTES
+    left -= TEXT_ENCODER_BYTES if text_on_gpu else 0
     why = "INFINITETALK_MEMORY asks for it" if wanted else f"{free / 1e9:.1f} GB are free"
     what = {
         "whole": f"all weights on the GPU in bf16 ({sizes['whole'] / 1e9:.1f} GB)",
@@ -109,4 +140,5 @@ def choose(free: int, need: Needs, blocks: int, wanted: str | None = None) -> Ch
         "eight_bit": f"blocks on the GPU in 8 bits ({sizes['eight_bit'] / 1e9:.1f} GB), and multiplied in 8 bits",
         "offload": f"{resident} of {blocks} blocks on the GPU, the others visit from host memory",
     }[mode]
-    return Choice(mode, resident, text_on_gpu, f"{what}: {why}")
+    # Forwards and the autoencoder take turns.
+    return Choice(mode, resident, text_on_gpu, max(0, left + need.activations), f"{what}: {why}")

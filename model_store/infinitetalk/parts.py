@@ -7,7 +7,8 @@ import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from model_store.weights import WeightCache
 OnLoaded = Callable[[int, int], None]
 """Called with what is loaded and what there is, in tensors of the transformer."""
 
+_CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")
 _PROMPTS_KEPT = 16
 _OLDEST = (8, 0)
 
@@ -179,7 +181,7 @@ def _parts(
         return Parts(variant, models, tiny_random.speech_encoder(), tiny_random.text_encoder)
     checkpoints = Checkpoints(cache, device)
     with _memory_named(choice):
-        models = Models(transformer, checkpoints.vae(), checkpoints.image_encoder(), crew)
+        models = Models(transformer, checkpoints.vae(choice.room), checkpoints.image_encoder(), crew)
         speech = checkpoints.speech_encoder()
     text = checkpoints if choice.text_on_gpu else Checkpoints(cache, "cpu")
     return Parts(variant, models, speech, text.text_encoder)
@@ -207,7 +209,7 @@ def _choose(variant: str, processes: int) -> memory.Choice:
     free = min(torch.cuda.mem_get_info(number)[0] for number in range(processes))
     choice = memory.choose(free, need, TransformerConfig().num_layers, os.environ.get(MEMORY_VARIABLE) or None)
     if choice.mode == "offload":
-        _require_host_memory(need.weights * processes)
+        _require_host_memory(memory.host_bytes(need, TransformerConfig().num_layers, choice, processes))
     names = ", ".join(sorted({torch.cuda.get_device_name(number) for number in range(processes)}))
     logger.warning("%s on %d GPU%s (%s): %s", variant, processes, "s" if processes > 1 else "", names, choice.reason)
     return choice
@@ -218,6 +220,14 @@ def _memory_named(choice: memory.Choice) -> Iterator[None]:
     """Say what to do where the GPU's memory is too small."""
     try:
         yield
+    except torch.AcceleratorError as error:
+        if "out of memory" not in str(error):
+            raise
+        raise InfiniteTalkError(
+            "host_memory_short",
+            f"The driver could not pin host memory for the blocks that visit the GPU ({choice.reason}): use a machine with more "
+            "of it, allow this process to lock more (ulimit -l), or use a larger GPU.",
+        ) from error
     except torch.OutOfMemoryError as error:
         release()
         raise InfiniteTalkError(
@@ -228,10 +238,13 @@ def _memory_named(choice: memory.Choice) -> Iterator[None]:
 
 
 def release() -> None:
-    """Give memory that nothing refers to any more back to the GPU."""
+    """Give memory that nothing refers to any more back: the GPU's, and what was pinned of the host's."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+        empty_host_cache = getattr(torch.accelerator, "empty_host_cache", None)  # younger than the oldest torch allowed
+        if empty_host_cache is not None:
+            empty_host_cache()
 
 
 def _require_adapter(cache: WeightCache) -> None:
@@ -240,11 +253,12 @@ def _require_adapter(cache: WeightCache) -> None:
 
 
 def _require_host_memory(needed: int) -> None:
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > total * 0.9:
+    with suppress(OSError, ValueError):  # no control groups, or no limit ("max")
+        total = min(total, int(_CONTAINER_LIMIT.read_text()))
+    if needed > total * 0.95:
         raise InfiniteTalkError(
             "host_memory_short",
-            f"{needed / 1e9:.0f} GB of host memory are needed to keep the blocks outside the GPU; this machine has "
-            f"{total / 1e9:.0f} GB ({available / 1e9:.0f} GB free): use a machine with more, or a larger GPU.",
+            f"{needed / 1e9:.0f} GB of host memory are needed to keep the blocks outside the GPU; this machine or container has "
+            f"{total / 1e9:.0f} GB: give it more, or use a larger GPU.",
         )

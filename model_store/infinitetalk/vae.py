@@ -20,7 +20,10 @@ from torch import Tensor, nn
 from model_store.infinitetalk import names
 from model_store.infinitetalk.audio_windows import FRAMES_PER_LATENT, latent_frames
 from model_store.infinitetalk.loading import fill
+from model_store.infinitetalk.memory import picture_bytes
 from model_store.infinitetalk.tensor_files import open_tensor_file
+
+_SHRINK = 8  # of a side
 
 
 class VideoAutoencoder:
@@ -28,9 +31,12 @@ class VideoAutoencoder:
 
     Args:
         model: diffusers' module with its weights.
+        room: bytes of the GPU that it may take; a picture that takes more is worked on in tiles from the start, so that frames do
+            not depend on what else lies in memory. None where there is no such bound.
     """
 
-    def __init__(self, model: AutoencoderKLWan) -> None:
+    def __init__(self, model: AutoencoderKLWan, room: int | None = None) -> None:
+        self._room = room
         self._model: Any = model.eval().requires_grad_(False)
         shape = (-1, 1, 1, 1)
         parameter = next(model.parameters())
@@ -64,11 +70,15 @@ class VideoAutoencoder:
             float32 ``[16, n + 1, H/8, W/8]``.
         """
         latent_frames(video.shape[1])
+        if not self._fits(*video.shape[2:]):
+            return self.encode_tiled(video)
         groups = [video[:, :1], *video[:, 1:].split(FRAMES_PER_LATENT, dim=1)] if video.shape[1] > 1 else [video]
         try:
             return torch.cat(list(self.encode_stream(groups)), dim=1)
-        except torch.OutOfMemoryError:
-            _release()
+        except RuntimeError as error:
+            if not _lacks_memory(error):
+                raise
+        _release()
         return self.encode_tiled(video)
 
     @torch.no_grad()
@@ -90,16 +100,20 @@ class VideoAutoencoder:
         Yields:
             float32 in -1..1: ``[3, 1, 8h, 8w]`` first, then ``[3, 4, 8h, 8w]`` for every latent frame.
         """
-        memory = _memory(self._model.decoder)
-        for index in range(latent.shape[1]):
-            try:
-                yield self._decode_group(latent[:, index : index + 1], memory)
-            except torch.OutOfMemoryError:
-                break
-        else:
-            return
-        memory.clear()
-        _release()
+        memory, index = _memory(self._model.decoder), 0
+        if self._fits(_SHRINK * latent.shape[2], _SHRINK * latent.shape[3]):
+            for index in range(latent.shape[1]):
+                try:
+                    group = self._decode_group(latent[:, index : index + 1], memory)
+                except RuntimeError as error:
+                    if not _lacks_memory(error):
+                        raise
+                    break
+                yield group
+            else:
+                return
+            memory.clear()
+            _release()
         done = 0 if index == 0 else 1 + (index - 1) * FRAMES_PER_LATENT
         rest = self.decode_tiled(latent)[:, done:]
         first = 1 if index == 0 else FRAMES_PER_LATENT
@@ -117,6 +131,9 @@ class VideoAutoencoder:
         with self._tiles(tile, overlap):
             video: Tensor = self._model.decode(self._denormalised(latent).unsqueeze(0), return_dict=False)[0]
         return video[0].float()
+
+    def _fits(self, height: int, width: int) -> bool:
+        return self._room is None or picture_bytes(height, width) <= self._room
 
     @contextmanager
     def _tiles(self, tile: int, overlap: int) -> Iterator[None]:
@@ -136,6 +153,11 @@ class VideoAutoencoder:
         return (latent.to(self._device).float() * self._std + self._mean).to(self._dtype)
 
 
+def _lacks_memory(error: RuntimeError) -> bool:
+    """Also where cuDNN tried every plan, had no memory for one, and says only that there is none."""
+    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
+
+
 def _release() -> None:
     """Give back what a failed attempt held."""
     gc.collect()
@@ -153,6 +175,7 @@ def load_vae(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
     sizes: dict[str, Any] | None = None,
+    room: int | None = None,
 ) -> VideoAutoencoder:
     """The autoencoder with its weights.
 
@@ -161,6 +184,7 @@ def load_vae(
         dtype: of the weights and the arithmetic; the public model is used in float32.
         device: where the weights are placed.
         sizes: arguments of ``AutoencoderKLWan`` for a model of other sizes than the public one.
+        room: see :class:`VideoAutoencoder`.
 
     Raises:
         InfiniteTalkError: see ``loading.fill``.
@@ -168,4 +192,4 @@ def load_vae(
     with torch.device("meta"):
         model = AutoencoderKLWan(**(sizes or {}))
     fill(model, [open_tensor_file(path) for path in files], names.vae_tensor, dtype=dtype, device=device)
-    return VideoAutoencoder(model)
+    return VideoAutoencoder(model, room)

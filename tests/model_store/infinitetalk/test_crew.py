@@ -23,6 +23,8 @@ import torch.distributed as dist  # noqa: E402
 
 from model_store.engine import Checkpoint, Chunk, Progress  # noqa: E402
 from model_store.errors import InfiniteTalkError  # noqa: E402
+from model_store.infinitetalk import crew as crew_module  # noqa: E402
+from model_store.infinitetalk.crew import Crew  # noqa: E402
 from model_store.infinitetalk.engine import InfiniteTalkEngine  # noqa: E402
 from tests.model_store import contract  # noqa: E402
 
@@ -114,6 +116,32 @@ def test_stopped_inside_a_step_the_crew_goes_on_with_the_next_job(crew: Infinite
             list(crew.stream(staging.request(FRAMES, **options), on_progress=stop))
         assert [contract.digest(chunk) for chunk in perform(crew, **options)] == whole
     assert followers() == members, "they stayed, with their weights"
+
+
+def crew_of(engine: InfiniteTalkEngine) -> Crew:
+    assert engine._parts is not None
+    assert engine._parts.models.crew is not None
+    return engine._parts.models.crew
+
+
+@pytest.mark.parametrize("crew", [2], indirect=True)
+def test_a_crew_parts_in_an_orderly_way(crew: InfiniteTalkEngine) -> None:
+    perform(crew, audio_guidance=2)
+    members = crew_of(crew)._followers
+    crew.close()
+    assert [member.returncode for member in members] == [0]
+    assert not dist.is_initialized()
+    perform(crew, audio_guidance=2)  # and another one can meet
+
+
+@pytest.mark.parametrize("crew", [2], indirect=True)
+def test_a_follower_that_is_stuck_is_ended(crew: InfiniteTalkEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew_module, "GRACE_SECONDS", 1.0)
+    perform(crew, audio_guidance=2)
+    (member,) = crew_of(crew)._followers
+    member.send_signal(signal.SIGSTOP)
+    crew.close()
+    assert member.returncode == -signal.SIGKILL
 
 
 LEADER = """

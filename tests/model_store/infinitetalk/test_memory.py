@@ -16,7 +16,7 @@ import tiny_transformer as tiny  # noqa: E402
 
 from model_store.engine import Checkpoint  # noqa: E402
 from model_store.errors import InfiniteTalkError  # noqa: E402
-from model_store.infinitetalk import memory  # noqa: E402
+from model_store.infinitetalk import memory, parts  # noqa: E402
 from model_store.infinitetalk.engine import InfiniteTalkEngine  # noqa: E402
 from model_store.infinitetalk.loading import pack_blocks  # noqa: E402
 from model_store.infinitetalk.offload import BlockOffload  # noqa: E402
@@ -87,6 +87,35 @@ def test_the_mode_follows_from_the_free_memory(need: memory.Needs, free: float, 
 def test_more_free_memory_keeps_more_blocks(need: memory.Needs) -> None:
     few, many = (memory.choose(free * GB, need, 40, "offload").resident for free in (24, 40))
     assert 0 <= few < many <= 40
+
+
+@pytest.mark.parametrize(("free", "largest_is_whole"), [(139, True), (84, True), (32, True), (23.5, False)])
+def test_what_is_left_says_whether_a_picture_is_decoded_whole(need: memory.Needs, free: float, largest_is_whole: bool) -> None:
+    choice = memory.choose(int(free * GB), need, 40)
+    assert memory.picture_bytes(448, 896) < choice.room < free * GB
+    assert (memory.picture_bytes(768, 1280) <= choice.room) is largest_is_whole
+
+
+def test_blocks_outside_the_gpu_need_host_memory_as_it_is_pinned(need: memory.Needs) -> None:
+    choice = memory.choose(24 * GB, need, 40)
+    visiting = 40 - choice.resident
+    one = memory.host_bytes(need, 40, choice, 1)
+    assert (
+        one > need.weights + visiting * (2**30 - need.block) + 11 * GB
+    )  # torch pins powers of two; the text encoder is here, too
+    assert memory.host_bytes(need, 40, choice, 2) - one == one - memory.TEXT_ENCODER_BYTES
+
+
+def test_a_small_container_is_told_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(parts, "_CONTAINER_LIMIT", limit)
+    for said in ("max\n", None):
+        limit.unlink(missing_ok=True) if said is None else limit.write_text(said)
+        parts._require_host_memory(1 << 20)
+    limit.write_text("1000000\n")
+    with pytest.raises(InfiniteTalkError, match="container") as raised:
+        parts._require_host_memory(1 << 20)
+    assert raised.value.code == "host_memory_short"
 
 
 def test_too_little_memory_and_unknown_modes_name_the_cure(need: memory.Needs) -> None:

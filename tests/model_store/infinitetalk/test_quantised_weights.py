@@ -138,6 +138,15 @@ def test_products_in_eight_bits_stay_close(file: Path, name: str, bound: float, 
     assert tiny.relative_error(got, tiny.transformer()(timestep=500.0, **given)) < bound
 
 
+def test_what_was_kept_of_the_text_goes_when_weights_are_packed() -> None:
+    given = tiny.inputs()
+    used, fresh = tiny.transformer(), tiny.transformer()
+    used(timestep=500.0, **given)  # keys and values of text, picture and speech are kept
+    for model in (used, fresh):
+        pack_blocks(model, "int8")
+    assert torch.equal(used(timestep=500.0, **given), fresh(timestep=500.0, **given))
+
+
 def test_products_in_eight_bits_need_one_eight_bit_type() -> None:
     model = tiny.transformer()
     with pytest.raises(ValueError, match="one 8-bit type"):

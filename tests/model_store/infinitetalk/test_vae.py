@@ -13,6 +13,7 @@ import tiny_transformer as tiny  # noqa: E402
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+from model_store.infinitetalk import memory  # noqa: E402
 from model_store.infinitetalk.condition import reference_condition  # noqa: E402
 from model_store.infinitetalk.names import vae_tensor  # noqa: E402
 from model_store.infinitetalk.vae import VideoAutoencoder, load_vae  # noqa: E402
@@ -99,6 +100,47 @@ def test_tiles_are_blended_to_nearly_the_same_picture(vae: VideoAutoencoder) -> 
     assert encoded.shape == latent.shape
     assert tiny.relative_error(encoded, latent) < 0.2
     assert torch.equal(vae.encode(video), latent)
+
+
+@pytest.mark.parametrize(("spare", "whole"), [(0, True), (-1, False)])
+def test_a_picture_beyond_the_room_is_worked_on_in_tiles_from_the_start(
+    video: torch.Tensor, spare: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever else lies in memory, so that a resumed job makes the same frames."""
+    latent = VideoAutoencoder(module()).encode(video)
+    bounded = VideoAutoencoder(module(), memory.picture_bytes(*video.shape[2:]) + spare)
+    in_groups: list[str] = []
+
+    def watched(name: str) -> None:
+        act = getattr(bounded, name)
+        monkeypatch.setattr(bounded, name, lambda *given: (in_groups.append(name), act(*given))[1])
+
+    watched("_decode_group")
+    watched("encode_stream")
+    assert tiny.relative_error(bounded.encode(video), latent) < 1e-5  # smaller than a tile, so the same
+    assert [part.shape[1] for part in bounded.decode_stream(latent)] == [1, 4, 4, 4]
+    assert bool(in_groups) is whole
+
+
+def test_cudnn_that_finds_no_engine_has_no_memory(
+    vae: VideoAutoencoder, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latent = vae.encode(video)
+    wanted = vae.decode(latent)
+
+    def fail(*_: object) -> torch.Tensor:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(vae, "_decode_group", fail)
+    monkeypatch.setattr(vae, "encode_stream", fail)
+    said = "GET was unable to find an engine to execute this computation"
+    assert tiny.relative_error(vae.decode(latent), wanted) < 1e-5
+    assert tiny.relative_error(vae.encode(video), latent) < 1e-5
+    said = "another fault"
+    with pytest.raises(RuntimeError, match="another fault"):
+        vae.decode(latent)
+    with pytest.raises(RuntimeError, match="another fault"):
+        vae.encode(video)
 
 
 def test_short_memory_goes_on_in_tiles(vae: VideoAutoencoder, video: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
