@@ -183,7 +183,7 @@ def _stream(parts: Any, words: Any, rows: Any, size: tuple[int, int], chunks: in
     script = Script(words[0], words[1], rows, lambda _: photo, False, 0)
     plan = Plan(size[1], size[0], _frames(chunks), 72, 81)
     sampling = Sampling(STEPS, SHIFT, Guidance(1.0, audio), attention=how)
-    return iter(Loop(parts.models, script, plan, sampling).run(0, State(), lambda *_: None))
+    return Loop(parts.models, script, plan, sampling).run(0, State(), lambda *_: None)
 
 
 def _random_words() -> list[Any]:

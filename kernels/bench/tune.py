@@ -63,9 +63,7 @@ def candidates(kernel: str, architecture: Architecture) -> list[Launch]:
         return _flash(architecture)
     if kernel in ("layer_norm", "residual_gate_norm", "rms_rope", "quantise_qk"):
         return _warps(2, 4, 8)
-    if kernel == "quantise_rows":
-        return _warps(4, 8, 16)
-    if kernel in ("block_means", "quantise_values", "sample"):
+    if kernel in ("quantise_rows", "block_means", "quantise_values", "sample"):
         return _warps(4, 8, 16)
     if kernel == "quantise_groups":
         return [Launch(num_warps=warps, block_n=groups) for warps, groups in itertools.product((4, 8), (8, 16, 32))]

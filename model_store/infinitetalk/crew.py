@@ -42,7 +42,7 @@ EXCHANGE_SECONDS = 300.0
 """How long an exchange may take before the processes are given up; a forward takes seconds."""
 
 GRACE_SECONDS = 10.0
-"""How long the leader has, after a follower has died, to end in an orderly way."""
+"""How long an orderly end may take: the leader's, after a follower has died, and the followers', when they are to part."""
 
 _POLL_SECONDS = 0.5
 _NAMES = tuple(field.name for field in fields(Told))

@@ -25,7 +25,7 @@ TEXT_ENCODER_BYTES = 11_500_000_000
 _ENCODERS_BYTES = 2_500_000_000  # image and speech encoder, video autoencoder
 _USABLE = 0.95  # of the free memory; the rest is for fragments and the driver
 _LARGEST = (768, 1280)  # pixels of the largest trained picture
-_LARGEST_TOKENS = 21 * 48 * 80  # of a take: latent frames times tokens of that picture
+_LARGEST_TOKENS = 21 * (_LARGEST[0] // 16) * (_LARGEST[1] // 16)  # of a take: latent frames times tokens of that picture
 _BF16 = 2
 
 # Of the video autoencoder in fp32 while it decodes, by torch's count on tensors without content (7.8 GB at 448x896, 18.2 GB at
